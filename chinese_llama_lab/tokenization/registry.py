@@ -1,0 +1,227 @@
+"""Open a tokenizer by name, by file, by folder or by hub id."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from ..errors import TokenizerError
+from ..paths import atomic_file, cache_dir
+from ..sources.fetch import source_file
+from ..sources.manifest import load_manifest
+from .base import Tokenizer
+from .fast import FastTokenizer, wordpiece
+from .gguf_vocabulary import byte_level_tokenizer, read_vocabulary, sentencepiece_model
+from .sentencepiece_model import SentencePieceTokenizer
+from .tiktoken_file import SCHEMES, TiktokenTokenizer
+
+HUB_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A tokenizer that the course knows by name."""
+
+    name: str
+    label: str  # what plots call it
+    title: str
+
+
+def _known() -> dict[str, Known]:
+    labels = {
+        "smollm2": "SmolLM2",
+        "llama": "LLaMA",
+        "gpt-2": "GPT-2",
+        "qwen2": "Qwen2",
+        "deepseek-llm": "DeepSeek-LLM",
+        "baichuan": "Baichuan",
+        "mistral": "Mistral v1",
+        "llama-3": "Llama-3",
+        "llama-4": "Llama-4",
+        "qwen": "Qwen",
+        "qwen3.6": "Qwen3.6",
+        "deepseek-v4": "DeepSeek-V4",
+        "bert-base-chinese": "BERT Chinese",
+    }
+    sources = load_manifest().sources.values()
+    return {
+        source.name: Known(source.name, labels.get(source.name, source.name), source.title)
+        for source in sources
+        if source.kind == "tokenizer" or source.name == "smollm2"
+    }
+
+
+def known_tokenizers() -> dict[str, Known]:
+    """Every tokenizer that can be opened by name: name → label and title."""
+    return _known()
+
+
+def open_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
+    """Open a tokenizer.
+
+    Args:
+        name_or_path: a name of `known_tokenizers()`; a file (`.model`, `tokenizer.json`, a tiktoken
+            file, a GGUF file or a WordPiece `vocab.txt`: its content decides, not its suffix); a folder
+            that holds one of them; or a hub id such as `Qwen/Qwen3-0.6B`.
+
+    Raises:
+        TokenizerError: unknown name (the near ones are offered), damaged file, hub out of reach.
+        SourceError: the file of a known tokenizer could not be fetched.
+    """
+    key = os.fspath(name_or_path)
+    known = known_tokenizers()
+    if key in known:
+        return _open_known(known[key])
+    path = Path(key).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return open_tokenizer_file(path)
+    if _looks_like_hub_id(key):
+        return _open_hub(key)
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+    raise TokenizerError(
+        f"there is no tokenizer called {key!r}, and no file or folder of that name",
+        remedy=(f"did you mean {' or '.join(near)}? " if near else "")
+        + f"known names: {', '.join(known)}; or give a path, or a hub id (owner/name)",
+    )
+
+
+def _looks_like_hub_id(key: str) -> bool:
+    return key.count("/") == 1 and not key.startswith((".", "/", "~")) and all(key.split("/"))
+
+
+def _open_known(known: Known) -> Tokenizer:
+    names = [member.filename for member in load_manifest()[known.name].members]
+    path = source_file(known.name, names[0])
+    if path.suffix == ".gguf":
+        return _open_gguf(path, known.label, cached_as=known.name)
+    if known.name in SCHEMES:
+        return TiktokenTokenizer.from_file(path, known.label, scheme=known.name)
+    if path.name == "vocab.txt":
+        return wordpiece(path, known.label)
+    return open_tokenizer_file(path, known.label)
+
+
+def _open_folder(folder: Path) -> Tokenizer:
+    for filename in (*HUB_FILES, "vocab.txt"):
+        if (folder / filename).is_file():
+            return open_tokenizer_file(folder / filename, folder.name)
+    raise TokenizerError(
+        "the folder holds no tokenizer",
+        where=str(folder),
+        remedy="it should hold tokenizer.json, tokenizer.model or vocab.txt",
+    )
+
+
+def _open_hub(repo: str) -> Tokenizer:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for filename in HUB_FILES:
+        try:
+            path = Path(hf_hub_download(repo, filename))
+        except EntryNotFoundError as error:
+            if "cache" in str(error).lower():  # nothing is known of the repository without a network
+                raise _hub_out_of_reach(repo, error) from error
+            continue
+        except Exception as error:  # the hub client and its HTTP library have many error classes
+            raise _hub_out_of_reach(repo, error) from error
+        return open_tokenizer_file(path, repo.split("/")[1])
+    raise TokenizerError(
+        f"{repo} on the hub has neither {' nor '.join(HUB_FILES)}", remedy="download its tokenizer by hand"
+    )
+
+
+def _hub_out_of_reach(repo: str, error: Exception) -> TokenizerError:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return TokenizerError(
+        f"{repo} could not be read from the hub, and is not in its cache: {reason}",
+        remedy=f"check the id and the network, set HF_ENDPOINT to a mirror, log in for a gated model, or use "
+        f"one that comes from a package index: {', '.join(known_tokenizers())}",
+    )
+
+
+def open_tokenizer_file(path: Path, name: str | None = None) -> Tokenizer:
+    """Open a tokenizer file of any known kind, told by its content.
+
+    Raises:
+        TokenizerError: empty, damaged, or of no known kind.
+    """
+    label = name or (path.parent.name if path.name in (*HUB_FILES, "vocab.txt") else path.stem)
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    if not head:
+        raise TokenizerError("the file is empty", where=str(path), remedy="fetch or copy it again")
+    for fits, opener in _KINDS:
+        if fits(head, path):
+            return opener(path, label)
+    raise TokenizerError(
+        f"{path.name} is of no known kind",
+        where=str(path),
+        remedy="give a SentencePiece .model, a tokenizer.json, a tiktoken file, a GGUF file or a vocab.txt",
+    )
+
+
+def _open_gguf(path: Path, name: str, cached_as: str | None = None) -> Tokenizer:
+    """Rebuild a GGUF vocabulary. Reading one takes seconds, so a source's is kept in the library's own format."""
+    if cached_as is None:
+        vocabulary = read_vocabulary(path)
+        if vocabulary["model"] == "llama":
+            return SentencePieceTokenizer(name, sentencepiece_model(vocabulary), where=str(path))
+        if vocabulary["model"] == "gpt2":
+            return FastTokenizer(name, byte_level_tokenizer(vocabulary, where=str(path)))
+        raise TokenizerError(
+            f"{path.name} holds a vocabulary of kind {vocabulary['model']!r}",
+            where=str(path),
+            remedy="only `llama` (SentencePiece) and `gpt2` (byte-level BPE) are known; "
+            "use the model's tokenizer.json instead",
+        )
+    return open_tokenizer_file(converted_gguf(cached_as), name)
+
+
+def converted_gguf(source: str) -> Path:
+    """A GGUF source's vocabulary in its library's own format, made once: `tokenizer.model` or `tokenizer.json`."""
+    member = load_manifest()[source].members[0]
+    # The name holds the hash of what it was made from: a new source never meets an old conversion.
+    folder = cache_dir() / "derived" / f"tokenizer-{source}-{member.sha256[:12]}-v1"
+    lock = cache_dir() / "locks" / f"{folder.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        for filename in HUB_FILES:
+            if (folder / filename).is_file():
+                return folder / filename
+        path = source_file(source, member.filename)
+        made = _open_gguf(path, source)
+        if isinstance(made, SentencePieceTokenizer):
+            data, target = made.model, folder / "tokenizer.model"
+        else:
+            assert isinstance(made, FastTokenizer)
+            data, target = made.tokenizer.to_str().encode("utf-8"), folder / "tokenizer.json"
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(data)
+    return target
+
+
+def _is_wordpiece(head: bytes, path: Path) -> bool:
+    return b"[UNK]" in head.split(b"\n") or b"[UNK]" in path.read_bytes().splitlines()[:2000]
+
+
+def _is_tiktoken(head: bytes, path: Path) -> bool:
+    first = head.split(b"\n")[0].split()
+    return len(first) == 2 and first[1].isdigit() and len(first[0]) % 4 == 0
+
+
+_KINDS: list[tuple[Callable[[bytes, Path], bool], Callable[[Path, str], Tokenizer]]] = [
+    (lambda head, _: head.startswith(b"GGUF"), _open_gguf),
+    (lambda head, _: head.lstrip().startswith(b"{"), FastTokenizer.from_file),
+    (_is_tiktoken, TiktokenTokenizer.from_file),
+    (_is_wordpiece, wordpiece),
+    # Whatever else is binary is offered to SentencePiece, which says clearly if it is not one.
+    (lambda head, _: b"\x00" in head or head.startswith(b"\n"), SentencePieceTokenizer.from_file),
+]
