@@ -14,11 +14,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..errors import SourceError
-from ..paths import cache_dir
-from . import index
-from .manifest import Manifest, Package, Source, load_manifest
-from .unpack import extract
+from chinese_llama_lab.errors import SourceError
+from chinese_llama_lab.paths import cache_dir
+from chinese_llama_lab.sources import index
+from chinese_llama_lab.sources.manifest import Manifest, Package, Source, load_manifest
+from chinese_llama_lab.sources.unpack import extract
 
 
 @dataclass(frozen=True)

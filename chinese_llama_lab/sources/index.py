@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import SourceError
-from .manifest import Package
+from chinese_llama_lab.errors import SourceError
+from chinese_llama_lab.sources.manifest import Package
 
 if TYPE_CHECKING:
     from unearth import Link
@@ -182,13 +182,13 @@ def find_archive(package: Package, settings: IndexSettings, client: PyPIClient) 
                 seen.add(str(found.version))
                 if found.link.filename == package.archive:
                     return found.link
-        except Exception as error:  # each index client error has its own class; the next place may work
+        except Exception as error:  # each index client error has its own class; try the next place
             problems.append(f"{masked(place)}: {type(error).__name__}: {error}")
     if not seen and not problems:
         problems = _reach(settings, client)
     if not seen and problems:
         raise SourceError(
-            f"no package index could be reached for {package.archive} ({_megabytes(package.size)} to download)",
+            f"no package index could be reached for {package.archive} ({_megabytes(package.size)})",
             where="; ".join(problems),
             remedy="check the network, proxy and index settings (`chinese-llama-lab doctor`), or set "
             "PIP_INDEX_URL to a mirror that you can reach",
@@ -203,7 +203,7 @@ def find_archive(package: Package, settings: IndexSettings, client: PyPIClient) 
 
 
 def _reach(settings: IndexSettings, client: PyPIClient) -> list[str]:
-    """Problems met when asking each index for anything at all: unearth reports an unreachable one as empty."""
+    """Problems met when asking each index at all: unearth reports an unreachable one as empty."""
     problems = []
     for url in settings.index_urls:
         if url.startswith("file:"):

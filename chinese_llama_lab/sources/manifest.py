@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..errors import SourceError
+from chinese_llama_lab.errors import SourceError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from ..errors import SourceError
-from ..paths import atomic_file
-from .manifest import Member
+from chinese_llama_lab.errors import SourceError
+from chinese_llama_lab.paths import atomic_file
+from chinese_llama_lab.sources.manifest import Member
 
 CHUNK_BYTES = 1 << 20
 

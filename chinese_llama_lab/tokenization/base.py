@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import TextError, TokenizerError
+from chinese_llama_lab.errors import TextError, TokenizerError
 
 
 class Tokenizer(ABC):
@@ -96,6 +96,13 @@ class Tokenizer(ABC):
     def tokens(self, text: str) -> list[bytes]:
         """The bytes of each token of a text, in order."""
         return [self.token_bytes(token_id) for token_id in self.encode(text)]
+
+    def begins_unfinished(self, token_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For each id, whether a character begins in its bytes and does not end there (cached)."""
+        known = self.__dict__.setdefault("_unfinished", np.full(self.vocab_size, -1, dtype=np.int8))
+        for token_id in token_ids[known[token_ids] < 0].tolist():
+            known[token_id] = missing_bytes(self.token_bytes(token_id)) > 0
+        return np.asarray(known[token_ids] == 1)
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:

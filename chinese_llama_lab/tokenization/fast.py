@@ -13,8 +13,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from ..errors import TokenizerError
-from .base import Tokenizer
+from chinese_llama_lab.errors import TokenizerError
+from chinese_llama_lab.tokenization.base import Tokenizer
 
 SPACE_MARK = "▁"
 
@@ -105,8 +105,7 @@ class FastTokenizer(Tokenizer):
         if token_id in self._plain_added:
             return self._plain_added[token_id].encode("utf-8")
         if self.byte_level:
-            alphabet = byte_alphabet()
-            return bytes(alphabet[letter] for letter in token)
+            return bytes(map(byte_alphabet().__getitem__, token))
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes([int(token[3:5], 16)])
         if self._prefix and token.startswith(self._prefix):
@@ -158,7 +157,7 @@ def wordpiece(vocabulary: Path, name: str) -> FastTokenizer:
         raise TokenizerError(
             f"{vocabulary.name} is not a WordPiece vocabulary: it has no [UNK]",
             where=str(vocabulary),
-            remedy="give a SentencePiece .model, a tokenizer.json, a tiktoken file, a GGUF file or a vocab.txt",
+            remedy="give a .model, a tokenizer.json, a tiktoken file, a GGUF file or a vocab.txt",
         )
     tokenizer = tokenizers.Tokenizer(models.WordPiece(table, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -6,19 +6,25 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
-from ..errors import TokenizerError
-from ..paths import atomic_file, cache_dir
-from ..sources.fetch import source_file
-from ..sources.manifest import load_manifest
-from .base import Tokenizer
-from .fast import FastTokenizer, wordpiece
-from .gguf_vocabulary import byte_level_tokenizer, read_vocabulary, sentencepiece_model
-from .sentencepiece_model import SentencePieceTokenizer
-from .tiktoken_file import SCHEMES, TiktokenTokenizer
+from chinese_llama_lab.errors import TokenizerError
+from chinese_llama_lab.paths import atomic_file, cache_dir
+from chinese_llama_lab.sources.fetch import source_file
+from chinese_llama_lab.sources.hub import cached_hub_file, hub_endpoint, hub_reachable
+from chinese_llama_lab.sources.manifest import load_manifest
+from chinese_llama_lab.tokenization.base import Tokenizer
+from chinese_llama_lab.tokenization.fast import FastTokenizer, wordpiece
+from chinese_llama_lab.tokenization.gguf_vocabulary import (
+    byte_level_tokenizer,
+    read_vocabulary,
+    sentencepiece_model,
+)
+from chinese_llama_lab.tokenization.sentencepiece_model import SentencePieceTokenizer
+from chinese_llama_lab.tokenization.tiktoken_file import SCHEMES, TiktokenTokenizer
 
 HUB_FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -32,7 +38,9 @@ class Known:
     title: str
 
 
-def _known() -> dict[str, Known]:
+@cache
+def known_tokenizers() -> dict[str, Known]:
+    """Every tokenizer that can be opened by name: name → label and title."""
     labels = {
         "smollm2": "SmolLM2",
         "llama": "LLaMA",
@@ -54,11 +62,6 @@ def _known() -> dict[str, Known]:
         for source in sources
         if source.kind == "tokenizer" or source.name == "smollm2"
     }
-
-
-def known_tokenizers() -> dict[str, Known]:
-    """Every tokenizer that can be opened by name: name → label and title."""
-    return _known()
 
 
 def open_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
@@ -96,6 +99,7 @@ def _looks_like_hub_id(key: str) -> bool:
     return key.count("/") == 1 and not key.startswith((".", "/", "~")) and all(key.split("/"))
 
 
+@cache  # a tokenizer never changes once it is open, and some take a second to build
 def _open_known(known: Known) -> Tokenizer:
     names = [member.filename for member in load_manifest()[known.name].members]
     path = source_file(known.name, names[0])
@@ -123,12 +127,15 @@ def _open_hub(repo: str) -> Tokenizer:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    cached = [path for path in (cached_hub_file(repo, name) for name in HUB_FILES) if path]
+    if cached:
+        return open_tokenizer_file(cached[0], repo.split("/")[1])
+    if not hub_reachable():
+        raise _hub_out_of_reach(repo, ConnectionError(f"{hub_endpoint()} does not answer"))
     for filename in HUB_FILES:
         try:
             path = Path(hf_hub_download(repo, filename))
-        except EntryNotFoundError as error:
-            if "cache" in str(error).lower():  # nothing is known of the repository without a network
-                raise _hub_out_of_reach(repo, error) from error
+        except EntryNotFoundError:
             continue
         except Exception as error:  # the hub client and its HTTP library have many error classes
             raise _hub_out_of_reach(repo, error) from error
@@ -169,7 +176,7 @@ def open_tokenizer_file(path: Path, name: str | None = None) -> Tokenizer:
 
 
 def _open_gguf(path: Path, name: str, cached_as: str | None = None) -> Tokenizer:
-    """Rebuild a GGUF vocabulary. Reading one takes seconds, so a source's is kept in the library's own format."""
+    """Rebuild a GGUF vocabulary. Reading one takes seconds: a source's is kept once converted."""
     if cached_as is None:
         vocabulary = read_vocabulary(path)
         if vocabulary["model"] == "llama":
@@ -186,7 +193,7 @@ def _open_gguf(path: Path, name: str, cached_as: str | None = None) -> Tokenizer
 
 
 def converted_gguf(source: str) -> Path:
-    """A GGUF source's vocabulary in its library's own format, made once: `tokenizer.model` or `tokenizer.json`."""
+    """A GGUF source's vocabulary in its library's own format, converted once."""
     member = load_manifest()[source].members[0]
     # The name holds the hash of what it was made from: a new source never meets an old conversion.
     folder = cache_dir() / "derived" / f"tokenizer-{source}-{member.sha256[:12]}-v1"

@@ -9,8 +9,8 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from ..errors import TokenizerError
-from .base import Tokenizer
+from chinese_llama_lab.errors import TokenizerError
+from chinese_llama_lab.tokenization.base import Tokenizer
 
 SPACE_MARK = "▁"
 

@@ -18,8 +18,8 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from ..errors import TokenizerError
-from .base import Tokenizer, flatten
+from chinese_llama_lab.errors import TokenizerError
+from chinese_llama_lab.tokenization.base import Tokenizer, flatten
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT4 = _CONTRACTIONS + (

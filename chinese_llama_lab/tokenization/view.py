@@ -1,0 +1,91 @@
+"""See one text under several tokenizers: every token a box, tokens that are no whole characters marked."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chinese_llama_lab.tokenization.base import Tokenizer
+from chinese_llama_lab.tokenization.registry import open_tokenizer
+
+# Two light tints that differ in lightness and hue, and a third for bytes; readable in black on white paper.
+_TINTS = ("#cfe3f5", "#fbe5c0")
+_BYTE_TINT = "#f3c6d3"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token as it is shown: its text, or the hexadecimal of bytes that are no whole characters."""
+
+    text: str
+    is_bytes: bool
+
+    @property
+    def plain(self) -> str:
+        return f"‹{self.text}›" if self.is_bytes else self.text
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """`view(text, tokenizers)`: coloured boxes in a notebook, one line a tokenizer in plain text."""
+
+    text: str
+    rows: tuple[tuple[str, tuple[Piece, ...]], ...]
+
+    def __repr__(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
+        return "\n".join(
+            f"{name:<{width}} {len(pieces):>4} | " + "|".join(piece.plain for piece in pieces)
+            for name, pieces in self.rows
+        )
+
+    def _repr_html_(self) -> str:
+        lines = []
+        for name, pieces in self.rows:
+            boxes = "".join(_box(number, piece) for number, piece in enumerate(pieces))
+            lines.append(
+                f'<div style="margin:4px 0;line-height:1.9"><span style="display:inline-block;width:9em">'
+                f'{html.escape(name)}</span><span style="display:inline-block;width:3.5em;text-align:right;'
+                f'padding-right:.8em">{len(pieces)}</span>{boxes}</div>'
+            )
+        return '<div style="font-family:sans-serif">' + "".join(lines) + "</div>"
+
+
+def _box(number: int, piece: Piece) -> str:
+    tint = _BYTE_TINT if piece.is_bytes else _TINTS[number % 2]
+    style = f"background:{tint};color:#111;border-radius:3px;padding:1px 3px;margin:0 1px;white-space:pre"
+    if piece.is_bytes:  # the mark does not depend on colour alone
+        style += ";border:1px dashed #8a1c3c;font-family:monospace;font-size:85%"
+    title = f"bytes {piece.text}" if piece.is_bytes else f"token {number + 1}"
+    return f'<span title="{title}" style="{style}">{html.escape(piece.text)}</span>'
+
+
+def pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
+    """The tokens of a text as they are shown: a space is `␣`, a line break `⏎`, the unknown token `[?]`."""
+    shown = []
+    for token_id in tokenizer.encode(text):
+        data = tokenizer.token_bytes(token_id)
+        if token_id == tokenizer.unknown_id or not data:
+            shown.append(Piece("[?]", False))
+            continue
+        try:
+            readable = data.decode("utf-8").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+            shown.append(Piece(readable, False))
+        except UnicodeDecodeError:
+            shown.append(Piece(data.hex(" ").upper(), True))
+    return tuple(shown)
+
+
+def view(text: str, tokenizers: Sequence[Tokenizer | str]) -> TokenView:
+    """One text under several tokenizers.
+
+    Args:
+        text: a sentence or two.
+        tokenizers: tokenizers, or names and paths that `open_tokenizer` knows.
+
+    Raises:
+        TextError: the text has a lone surrogate.
+    """
+    opened = [open_tokenizer(t) if isinstance(t, str) else t for t in tokenizers]
+    return TokenView(text, tuple((tokenizer.name, pieces(tokenizer, text)) for tokenizer in opened))
