@@ -11,6 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Written only when everything is installed: what was asked for, the Python, the folder.
 STAMP := $(VENV)/.installed
+# There while pip runs: the process. A pip that was killed leaves half-installed libraries that pip itself
+# cannot repair, so that what it left is thrown away.
+BUSY := $(VENV)/.installing
 # A virtual environment cannot be moved, nor used with another Python: what it was made with, and where.
 MADE := $(VENV)/.made
 NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
@@ -52,7 +55,15 @@ setup: ## .venv with the pinned libraries; quick when nothing changed, goes on w
 	made="$$("$$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') $$PWD"; \
 	key="$$("$$python" -c 'import hashlib; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in ("pyproject.toml", "constraints.txt"))).hexdigest())') $$made"; \
 	if [ -f "$(STAMP)" ] && [ "$$(cat "$(STAMP)")" = "$$key" ] && "$(BIN)/python" -c '' 2>/dev/null; then exit 0; fi; \
+	other="$$(cat "$(BUSY)" 2>/dev/null || true)"; \
+	if [ -n "$$other" ] && kill -0 "$$other" 2>/dev/null; then \
+	  echo "Another make (process $$other) is installing into $(VENV): wait for it, then run this again." >&2; exit 1; \
+	fi; \
 	rm -f "$(STAMP)"; \
+	if [ -n "$$other" ]; then \
+	  echo "An installation was interrupted; $(VENV) is made anew (what pip had downloaded is in its cache)."; \
+	  rm -rf "$(VENV)"; \
+	fi; \
 	if [ "$$(cat "$(MADE)" 2>/dev/null)" != "$$made" ] || ! "$(BIN)/python" -m pip --version >/dev/null 2>&1; then \
 	  rm -rf "$(VENV)"; \
 	  "$$python" -m venv "$(VENV)" || { \
@@ -67,12 +78,14 @@ setup: ## .venv with the pinned libraries; quick when nothing changed, goes on w
 	echo "    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make $(MAKECMDGOALS)"; \
 	echo "  What pip has downloaded it keeps: after an interruption, the same command goes on."; \
 	mkdir -p build; \
+	printf '%s\n' "$$$$" > "$(BUSY)"; \
 	quiet=--quiet; if [ -t 1 ]; then quiet=; fi; \
 	"$(BIN)/python" -m pip install $$quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>build/pip.log || { \
 	  grep -v "^WARNING: Location" build/pip.log >&2 || true; \
 	  echo "pip could not install the libraries; all it said is in build/pip.log." >&2; \
 	  echo "  what to do: see TROUBLESHOOTING.md (index, proxy, disk), then run the same command again" >&2; exit 1; }; \
 	printf '%s\n' "$$key" > "$(STAMP)"; \
+	rm -f "$(BUSY)"; \
 	echo "  done."
 
 fetch: setup ## the course's outside files, into the cache folder; says what is missing and how large it is

@@ -48,8 +48,14 @@ def check_python() -> list[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     if (3, 10) <= sys.version_info[:2] <= (3, 13):
         return [Finding("python", "ok", f"{version} at {sys.executable}")]
-    return [Finding("python", "problem", f"{version} is outside 3.10 to 3.13",
-                    "install a Python of that range, then `make setup PYTHON=python3.12`")]  # fmt: skip
+    return [
+        Finding(
+            "python",
+            "problem",
+            f"{version} is outside 3.10 to 3.13",
+            "install a Python of that range, then `make setup PYTHON=python3.12`",
+        )
+    ]
 
 
 def check_versions(constraints: Path | None = None) -> list[Finding]:
@@ -57,8 +63,14 @@ def check_versions(constraints: Path | None = None) -> list[Finding]:
     root = repository_root()
     path = constraints or (root / "constraints.txt" if root else None)
     if path is None or not path.is_file():
-        return [Finding("versions", "note", "there is no constraints.txt to compare with",
-                        "run from a checkout of the repository")]  # fmt: skip
+        return [
+            Finding(
+                "versions",
+                "note",
+                "there is no constraints.txt to compare with",
+                "run from a checkout of the repository",
+            )
+        ]
     pinned = pins(path.read_text(encoding="utf-8"))
     missing, different = [], []
     for name in _required():
@@ -128,14 +140,19 @@ def check_processor() -> list[Finding]:
     if cores < 2:
         return [Finding("processor", "note", found, "with one core expect the course to take twice as long")]
     if flags and not wide:
-        return [Finding("processor", "note", found, "without AVX2 or NEON expect training to be several times slower")]
+        return [Finding("processor", "note", found, "without AVX2 or NEON training is several times slower")]
     return [Finding("processor", "ok", found)]
 
 
 _INSTRUCTIONS = {
-    "avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_tile": "AMX",
-    "amx_bf16": "AMX bf16", "asimd": "NEON", "bf16": "bf16",
-}  # fmt: skip
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 bf16",
+    "amx_tile": "AMX",
+    "amx_bf16": "AMX bf16",
+    "asimd": "NEON",
+    "bf16": "bf16",
+}
 
 
 def check_memory() -> list[Finding]:
@@ -143,8 +160,14 @@ def check_memory() -> list[Finding]:
     gib = machine.memory_bytes() / machine.GIB
     found = f"{gib:.1f} GiB"
     if gib < NEEDED_MEMORY_GIB:
-        return [Finding("memory", "problem", f"{found}, less than {NEEDED_MEMORY_GIB:.0f} GiB",
-                        "close other programs, or run with LAB_PROFILE=smoke")]  # fmt: skip
+        return [
+            Finding(
+                "memory",
+                "problem",
+                f"{found}, less than {NEEDED_MEMORY_GIB:.0f} GiB",
+                "close other programs, or run with LAB_PROFILE=smoke",
+            )
+        ]
     return [Finding("memory", "ok", found)]
 
 
@@ -166,13 +189,19 @@ def check_gpu() -> list[Finding]:
     lines = [line[4:] for line in done.stdout.splitlines() if line.startswith("GPU ")]
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return [Finding("gpu", "problem", f"torch cannot be imported: {reason}",
-                        "`make clean setup` installs it again")]  # fmt: skip
+        return [
+            Finding(
+                "gpu",
+                "problem",
+                f"torch cannot be imported: {reason}",
+                "`make clean setup` installs it again",
+            )
+        ]
     if len(lines) > 1:
         return [Finding("gpu", "ok", f"torch {lines[0].split()[0]}; {'; '.join(lines[1:])}")]
     found = f"torch {lines[0].split()[0]} sees no GPU; the course does not need one"
     if shutil.which("nvidia-smi"):
-        return [Finding("gpu", "note", found, "there is an NVIDIA driver: a CUDA build of torch would use it")]
+        return [Finding("gpu", "note", found, "a CUDA build of torch would use the NVIDIA driver here")]
     return [Finding("gpu", "ok", found)]
 
 
@@ -181,24 +210,41 @@ def check_cache() -> list[Finding]:
     folder = cache_dir()
     parent = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     if not os.access(parent, os.W_OK) or not parent.is_dir():
-        return [Finding("cache", "problem", f"{folder} cannot be written to",
-                        "set LAB_CACHE_DIR to a folder that can")]  # fmt: skip
+        return [
+            Finding(
+                "cache", "problem", f"{folder} cannot be written to", "set LAB_CACHE_DIR to a folder that can"
+            )
+        ]
     from chinese_llama_lab.sources.fetch import packages_to_download, status
 
     states = status()
     here = [item for item in states if item.state == "here"]
-    findings = [Finding("cache", "ok", f"{folder}: {len(here)} of {len(states)} sources, {_size(_used(folder))}")]
+    findings = [
+        Finding("cache", "ok", f"{folder}: {len(here)} of {len(states)} sources, {_size(_used(folder))}")
+    ]
     for item in here:
         findings.append(Finding("cache", "ok", f"{item.source.name}, {_size(item.source.size)}"))
     damaged = [item.source.name for item in states if item.state == "damaged"]
     missing = [item.source.name for item in states if item.state == "missing"]
     if damaged:
-        findings.append(Finding("cache", "problem", f"damaged: {', '.join(damaged)}",
-                                f"`chinese-llama-lab fetch {' '.join(damaged)}` fetches them again"))  # fmt: skip
+        findings.append(
+            Finding(
+                "cache",
+                "problem",
+                f"damaged: {', '.join(damaged)}",
+                f"`chinese-llama-lab fetch {' '.join(damaged)}` fetches them again",
+            )
+        )
     if missing:
         size = sum(package.size for package in packages_to_download(missing))
-        findings.append(Finding("cache", "note", f"not here: {', '.join(missing)}",
-                                f"`chinese-llama-lab fetch` gets them, {_size(size)} to download"))  # fmt: skip
+        findings.append(
+            Finding(
+                "cache",
+                "note",
+                f"not here: {', '.join(missing)}",
+                f"`chinese-llama-lab fetch` gets them, {_size(size)} to download",
+            )
+        )
     return findings
 
 
@@ -224,8 +270,14 @@ def check_disk() -> list[Finding]:
     place = next((p for p in (folder, *folder.parents) if p.exists()), Path.cwd())
     free = shutil.disk_usage(place).free / machine.GIB
     if free < NEEDED_DISK_GIB:
-        return [Finding("disk", "problem", f"{free:.1f} GiB free beside the cache, less than {NEEDED_DISK_GIB:.0f}",
-                        "make room, or set LAB_CACHE_DIR to a folder on another disk")]  # fmt: skip
+        return [
+            Finding(
+                "disk",
+                "problem",
+                f"only {free:.1f} GiB free beside the cache",
+                "make room, or set LAB_CACHE_DIR to a folder on another disk",
+            )
+        ]
     return [Finding("disk", "ok", f"{free:.0f} GiB free beside the cache")]
 
 
@@ -255,8 +307,14 @@ def check_index() -> list[Finding]:
             if reached or (url != settings.index_urls[0] and said == "answers 404"):
                 findings.append(Finding("index", "ok", f"{masked(url)} can be reached"))
             else:
-                findings.append(Finding("index", "note", f"{masked(url)} cannot be reached: {said}",
-                                        "what is in the cache works; to fetch more, see TROUBLESHOOTING.md"))  # fmt: skip
+                findings.append(
+                    Finding(
+                        "index",
+                        "note",
+                        f"{masked(url)} cannot be reached: {said}",
+                        "what is in the cache works; to fetch more, see TROUBLESHOOTING.md",
+                    )
+                )
     return findings
 
 
@@ -282,8 +340,14 @@ def check_hub() -> list[Finding]:
         return [Finding("hub", "ok", f"{shown} can be reached (it answers {error.code})")]
     except (OSError, ValueError) as error:
         reason = without_secrets(str(getattr(error, "reason", error)))
-        return [Finding("hub", "note", f"{shown} cannot be reached: {reason}",
-                        "only hub models need it; the course runs without")]  # fmt: skip
+        return [
+            Finding(
+                "hub",
+                "note",
+                f"{shown} cannot be reached: {reason}",
+                "only hub models need it; the course runs without",
+            )
+        ]
 
 
 def without_secrets(text: str) -> str:
@@ -299,8 +363,14 @@ def check_fonts() -> list[Finding]:
 
     if plots.has_chinese_font() or status(["font-zh"])[0].state == "here":
         return [Finding("fonts", "ok", f"{plots.CHINESE_FONT} is here: figures show Chinese")]
-    return [Finding("fonts", "note", "the Chinese font is not here yet: figures would show boxes",
-                    "`chinese-llama-lab fetch font-zh`")]  # fmt: skip
+    return [
+        Finding(
+            "fonts",
+            "note",
+            "the Chinese font is not here yet: figures would show boxes",
+            "`chinese-llama-lab fetch font-zh`",
+        )
+    ]
 
 
 CHECKS: dict[str, Callable[[], list[Finding]]] = {
@@ -325,8 +395,14 @@ def examine(checks: dict[str, Callable[[], list[Finding]]] | None = None) -> lis
             findings += check()
         except Exception as error:
             said = without_secrets(f"{type(error).__name__}: {error}").splitlines()[0]
-            findings.append(Finding(name, "problem", f"this check could not be made: {said}",
-                                    "`make setup`; if it stays, report it with the output of `doctor --json`"))  # fmt: skip
+            findings.append(
+                Finding(
+                    name,
+                    "problem",
+                    f"this check could not be made: {said}",
+                    "`make setup`; if it stays, report it with the output of `doctor --json`",
+                )
+            )
     return findings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -73,3 +74,15 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         os.rename(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what a killed `atomic_file` or `atomic_folder` left beside `target`.
+
+    Only for whoever holds the lock on `target`: a running process has such files too.
+    """
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

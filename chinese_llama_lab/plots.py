@@ -41,7 +41,7 @@ def use_style() -> None:
             "axes.axisbelow": True,
             "axes.titlelocation": "left",
             "axes.titlesize": 11,
-            "figure.dpi": 90,
+            "figure.dpi": 80,
             "figure.figsize": (8.0, 4.5),
             "legend.frameon": False,
             "savefig.bbox": "tight",
@@ -125,11 +125,11 @@ def plot_bars(
     if reference is not None:
         axes.axvline(reference, color="#555555", linewidth=0.9, linestyle="--")
     axes.set_yticks(range(len(values)), list(values))
-    axes.invert_yaxis()
+    axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
     axes.set_title(title)
     if len(series) > 1:
-        axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(1.0, 0.0))
+        axes.legend(fontsize=8, loc="lower right")
     return figure, axes
 
 

@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 
 from chinese_llama_lab.course import clean
-from chinese_llama_lab.course.build import WRONG_SOLUTION, build, check_call, solution_notebook, write_solutions
+from chinese_llama_lab.course.build import (
+    WRONG_SOLUTION,
+    build,
+    check_call,
+    is_exercise,
+    solution_notebook,
+    write_solutions,
+)
 from chinese_llama_lab.course.chapters import Chapter, chapters, read_source, select, source_hash
 from chinese_llama_lab.course.drift import drift, faults, read_notebook, template_faults
 from chinese_llama_lab.course.execute import execute
 from chinese_llama_lab.errors import CourseError
 
-SOURCE = '''
+SOURCE = """
 # %% [markdown]
 # # Toy
 #
@@ -46,7 +53,7 @@ answer = 2
 
 # %% tags=["wrong-solution"]
 answer = 11
-'''
+"""
 
 
 def make(folder: Path, source: str, name: str = "90_toy") -> Chapter:
@@ -187,7 +194,11 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed_for_the_user(
 ) -> None:
     kernels = tmp_path / "jupyter" / "kernels" / "python3"
     kernels.mkdir(parents=True)
-    foreign = {"argv": ["/no/such/python", "-f", "{connection_file}"], "display_name": "x", "language": "python"}
+    foreign = {
+        "argv": ["/no/such/python", "-f", "{connection_file}"],
+        "display_name": "x",
+        "language": "python",
+    }
     (kernels / "kernel.json").write_text(json.dumps(foreign), encoding="utf-8")
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
@@ -196,7 +207,9 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed_for_the_user(
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("MPLBACKEND", "agg")
-    source = make(tmp_path / "notebooks", "# %%\nimport sys, os\nprint(sys.executable, os.environ['X'])\n").source
+    source = make(
+        tmp_path / "notebooks", "# %%\nimport sys, os\nprint(sys.executable, os.environ['X'])\n"
+    ).source
     notebook = read_source(source)
     run = execute(notebook, folder=tmp_path, environment={"X": "given"})
     import sys
@@ -234,7 +247,10 @@ def tamper(toy: Chapter, folder: Path, change: Any) -> Chapter:
     [
         (lambda nb: nb["cells"][3].update(source="answer = 2\ncheck('90.1', answer)"), "cell 4 was changed"),
         (lambda nb: nb["cells"].pop(1), "a cell of the source is missing"),
-        (lambda nb: nb["cells"].insert(1, {**nb["cells"][0], "source": "more", "id": "x"}), "not in the source"),
+        (
+            lambda nb: nb["cells"].insert(1, {**nb["cells"][0], "source": "more", "id": "x"}),
+            "not in the source",
+        ),
         (lambda nb: nb["cells"][1]["metadata"].update(tags=["nbval-skip"]), "was changed"),
         (lambda nb: [c.update(outputs=[]) for c in nb["cells"] if "outputs" in c], "no outputs at all"),
         (lambda nb: nb["cells"][1].update(execution_count=None), "cell 2 was not executed"),
@@ -327,7 +343,9 @@ def test_a_notebook_that_follows_the_template_has_only_the_faults_put_in(tmp_pat
     bare = build_in(tmp_path / "notebooks", GOOD.replace("*Alternative text:*", "*A picture of*"))
     assert any("the plot of cell 4 has no cell" in fault for fault in template_faults(bare, following=None))
     long = GOOD.replace('print("lab.setup(0)")', 'print("lab.setup(0)")\n' + "a = 1\n" * 30)
-    assert any("has 32 lines" in f for f in template_faults(build_in(tmp_path / "notebooks", long), following=None))
+    assert any(
+        "has 32 lines" in f for f in template_faults(build_in(tmp_path / "notebooks", long), following=None)
+    )
 
 
 def test_solutions_are_judged_by_the_check_of_their_exercise(toy: Chapter, tmp_path: Path) -> None:
@@ -359,6 +377,13 @@ def test_check_call() -> None:
     assert check_call("a = 1\nlab.check('1.1', a)") == "lab.check('1.1', a)"
     assert check_call("check('1.1', a)\nprint(1)") == ""
     assert check_call("%matplotlib inline") == ""
+
+
+def test_an_exercise_leaves_a_stub_to_the_reader() -> None:
+    assert is_exercise("a = ...\nlab.check('1.1', a)")
+    assert is_exercise("def f(x):\n    raise NotImplementedError\ncheck('1.1', f)")
+    assert not is_exercise("lab.check('1.1', 28 / 35)"), "a demonstration of the checker"
+    assert not is_exercise("a = ...")
 
 
 def test_chapters_are_found_in_order_and_selected_by_number_or_name(tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def test_the_licence_is_there_in_full() -> None:
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
 
 
-@pytest.mark.parametrize("name", ["Makefile", "environment.yml", "constraints.txt", "pyproject.toml", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["Makefile", "environment.yml", "constraints.txt", "pyproject.toml", ".ci/run"]
+)
 def test_no_machine_is_named(name: str) -> None:
     assert not re.search(r"/(root|home|Users|work|opt)/|file:///|://[^/\s]*@", text(name))
 

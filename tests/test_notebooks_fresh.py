@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chinese_llama_lab.course.build import WRONG_SOLUTION, check_call, solution_notebook
+from chinese_llama_lab.course.build import WRONG_SOLUTION, check_call, is_exercise, solution_notebook
 from chinese_llama_lab.course.chapters import SOLUTION, Chapter, cell_tags, chapters, read_source
 from chinese_llama_lab.course.drift import drift, faults, read_notebook, template_faults
 from chinese_llama_lab.course.execute import execute
@@ -66,7 +66,8 @@ def test_every_exercise_has_a_solution(chapter: Chapter) -> None:
     for cell in read_source(chapter.source, drop=()).cells:
         if cell.cell_type != "code":
             continue
-        if call := check_call(cell.source):
+        if is_exercise(cell.source):
+            call = check_call(cell.source)
             assert not waiting, f"{waiting} has no solution cell"
             waiting = call
         elif SOLUTION in cell_tags(cell):

@@ -157,6 +157,19 @@ def check_call(source: str) -> str:
     return ast.unparse(body[-1].value) if name == "check" else ""
 
 
+def is_exercise(source: str) -> bool:
+    """Whether a cell leaves something to the reader: it ends in `check(…)` and a stub stands in it."""
+    import ast
+
+    if not check_call(source):
+        return False
+    return any(
+        (isinstance(node, ast.Constant) and node.value is Ellipsis)
+        or (isinstance(node, ast.Name) and node.id == "NotImplementedError")
+        for node in ast.walk(ast.parse(source))
+    )
+
+
 def failed(place: Path, failure: Failure) -> CourseError:
     """The error that names the notebook, the cell, its text and what it raised."""
     lines = failure.source.strip().splitlines()

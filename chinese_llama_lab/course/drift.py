@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chinese_llama_lab.course import clean
-from chinese_llama_lab.course.build import OURS, PROFILE, check_call
+from chinese_llama_lab.course.build import OURS, PROFILE, is_exercise
 from chinese_llama_lab.course.chapters import Chapter, cell_tags, read_source, source_hash
 from chinese_llama_lab.errors import CourseError
 
@@ -101,7 +101,7 @@ def template_faults(chapter: Chapter, *, following: Chapter | None) -> list[str]
         after = cells[number].source.lstrip() if number < len(cells) else ""
         if has_plot(cell) and not after.startswith(ALTERNATIVE):
             found.append(f"the plot of cell {number} has no cell beginning {ALTERNATIVE!r} behind it")
-    exercises = sum(1 for cell in cells if cell.cell_type == "code" and check_call(cell.source))
+    exercises = sum(1 for cell in cells if cell.cell_type == "code" and is_exercise(cell.source))
     if int(chapter.number) >= 1 and exercises < 3:
         found.append(f"it has {exercises} exercises, fewer than 3")
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from chinese_llama_lab.errors import SourceError
-from chinese_llama_lab.paths import cache_dir
+from chinese_llama_lab.paths import cache_dir, remove_leftovers
 from chinese_llama_lab.sources import index
 from chinese_llama_lab.sources.manifest import Manifest, Package, Source, load_manifest
 from chinese_llama_lab.sources.unpack import extract
@@ -92,17 +93,39 @@ def fetch(
     return [source_folder(source.name) for source in manifest.select(chosen)]
 
 
+@contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Let one process at a time work on one thing in the cache folder.
+
+    Raises:
+        SourceError: the cache folder cannot be written.
+    """
+    path = cache_dir() / "locks" / f"{name}.lock"
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise SourceError(
+            f"the cache folder cannot be written: {error.strerror or error}",
+            where=str(cache_dir()),
+            remedy="make room or correct its permissions, or set LAB_CACHE_DIR to another folder",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _fetch_package(package: Package, manifest: Manifest, *, progress: bool, verify: bool) -> None:
     sources = manifest.carried_by(package)
-    lock = cache_dir() / "locks" / f"{package.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with cache_lock(package.name):
         wanting = [source for source in sources if _state(source, verify) != "here"]
         if not wanting:  # another process was faster
             return
         for source in sources:  # a killed process cannot remove its own temporary files
-            for leftover in source_folder(source.name).glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            for member in source.members:
+                remove_leftovers(source_folder(source.name) / member.filename)
         archive = cache_dir() / "downloads" / package.archive
         given_by_hand = archive.exists()
         if given_by_hand and index.sha256_of(archive) != package.sha256:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 import os
 import re
 import ssl
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from chinese_llama_lab.errors import SourceError
 from chinese_llama_lab.sources.manifest import Package
@@ -52,22 +52,19 @@ class IndexSettings:
         return tuple(masked(url) for url in (*self.index_urls, *self.find_links))
 
 
-def masked(url: str) -> str:
-    """`url` with any user name and password replaced by `***`."""
-    parts = urlsplit(url)
-    if not parts.username and not parts.password:
-        return url
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return urlunsplit((parts.scheme, f"***@{host}{port}", parts.path, parts.query, parts.fragment))
+def masked(text: str) -> str:
+    """`text` with the user name and password of every address in it replaced by `***`."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
 
 
 @cache
 def _pip_config_lines(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     command = [sys.executable, "-m", "pip", "config", "list"]
+    # A pip that was told to be quiet would list nothing.
+    speaking = {**dict(environment), "PIP_QUIET": "0"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", timeout=60, env=dict(environment)
+            command, capture_output=True, text=True, encoding="utf-8", timeout=60, env=speaking
         )
     except (OSError, subprocess.TimeoutExpired):
         return ()
@@ -126,6 +123,7 @@ def index_settings(environment: Mapping[str, str] | None = None) -> IndexSetting
 def open_client(settings: IndexSettings) -> PyPIClient:
     """An HTTP client (also for `file:` addresses) that trusts what the reader's pip trusts."""
     import certifi
+    import httpx2  # what unearth speaks HTTP with
     from unearth.fetchers import PyPIClient
 
     try:
@@ -140,15 +138,29 @@ def open_client(settings: IndexSettings) -> PyPIClient:
             where=settings.certificate,
             remedy="correct `cert` in pip's configuration, PIP_CERT, REQUESTS_CA_BUNDLE or SSL_CERT_FILE",
         ) from error
-    options: dict[str, Any] = {"proxy": settings.proxy} if settings.proxy else {}
-    return PyPIClient(
-        trusted_hosts=settings.trusted_hosts,
-        verify=context,
-        cert=settings.client_certificate,
-        timeout=settings.timeout,
-        follow_redirects=True,
-        **options,
-    )
+    options: dict[str, Any] = {}
+    if settings.proxy:  # as for pip, an address without a scheme is an HTTP proxy's
+        options["proxy"] = settings.proxy if "://" in settings.proxy else f"http://{settings.proxy}"
+    try:
+        if settings.proxy:  # unearth would ask trusted hosts directly
+            through = httpx2.HTTPTransport(
+                verify=False, cert=settings.client_certificate, proxy=options["proxy"]
+            )
+            options["mounts"] = {f"all://{host}": through for host in settings.trusted_hosts}
+        return PyPIClient(
+            trusted_hosts=settings.trusted_hosts,
+            verify=context,
+            cert=settings.client_certificate,
+            timeout=settings.timeout,
+            follow_redirects=True,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise SourceError(
+            f"pip's proxy or client certificate cannot be used: {masked(str(error))}",
+            where=masked(settings.proxy or settings.client_certificate or ""),
+            remedy="correct `proxy` and `client-cert` in pip's configuration, PIP_PROXY or PIP_CLIENT_CERT",
+        ) from error
 
 
 def _folder_or_url(place: str) -> str:
@@ -165,8 +177,11 @@ def find_archive(package: Package, settings: IndexSettings, client: PyPIClient) 
     """
     from unearth import PackageFinder
 
+    # unearth warns of every index that lacks a project; what matters is said below.
+    logging.getLogger("unearth").setLevel(logging.ERROR)
     problems: list[str] = []
     seen: set[str] = set()
+    answered = not settings.index_urls
     places = [("index", url) for url in settings.index_urls]
     places += [("links", _folder_or_url(place)) for place in settings.find_links]
     for kind, place in places:
@@ -177,43 +192,51 @@ def find_archive(package: Package, settings: IndexSettings, client: PyPIClient) 
             ignore_compatibility=True,
             **option,
         )
+        offered: set[str] = set()
         try:
             for found in finder.find_all_packages(package.name, allow_yanked=True):
-                seen.add(str(found.version))
+                offered.add(str(found.version))
                 if found.link.filename == package.archive:
                     return found.link
+            # unearth reports an index that refuses as an empty one.
+            refusal = None if offered or kind == "links" else _refusal(place, package, client)
         except Exception as error:  # each index client error has its own class; try the next place
-            problems.append(f"{masked(place)}: {type(error).__name__}: {error}")
-    if not seen and not problems:
-        problems = _reach(settings, client)
-    if not seen and problems:
+            refusal = f"{type(error).__name__}: {error}"
+        if refusal:
+            problems.append(masked(f"{place}: {refusal}"))
+        else:
+            answered = answered or kind == "index"
+        seen |= offered
+    if not seen and problems and not answered:
         raise SourceError(
             f"no package index could be reached for {package.archive} ({_megabytes(package.size)})",
             where="; ".join(problems),
             remedy="check the network, proxy and index settings (`chinese-llama-lab doctor`), or set "
             "PIP_INDEX_URL to a mirror that you can reach",
         )
+    looked = [*problems, *(url for url in settings.public if not any(p.startswith(url) for p in problems))]
     raise SourceError(
         f"{package.archive} is not on the index any more: it offers "
         f"{'versions ' + ', '.join(sorted(seen)[-8:]) if seen else 'no version'} of {package.name}",
-        where="; ".join(settings.public) or "no index is configured (no-index)",
+        where="; ".join(looked) or "no index is configured (no-index)",
         remedy=f"try PIP_INDEX_URL={DEFAULT_INDEX} (a mirror may lag behind), or obtain {package.archive} "
         "elsewhere and put it into the cache folder's `downloads/`: its sha256 is checked before use",
     )
 
 
-def _reach(settings: IndexSettings, client: PyPIClient) -> list[str]:
-    """Problems met when asking each index at all: unearth reports an unreachable one as empty."""
-    problems = []
-    for url in settings.index_urls:
-        if url.startswith("file:"):
-            continue
-        try:
-            client.get(url)
-            return []
-        except Exception as error:
-            problems.append(f"{masked(url)}: {type(error).__name__}: {error}")
-    return problems
+def _refusal(url: str, package: Package, client: PyPIClient) -> str | None:
+    """Why an index offers nothing of a package; None if it just does not have it."""
+    from unearth import Link
+    from unearth.collector import is_secure_origin
+
+    if url.startswith("file:"):
+        return None
+    if not is_secure_origin(client, Link(url)):
+        host = Link(url).parsed.hostname
+        return f"plain http is not trusted; if you trust this host, set PIP_TRUSTED_HOST={host}"
+    answer = client.get(f"{url.rstrip('/')}/{package.name}/")
+    known = answer.status_code < 400 or answer.status_code in (404, 410)
+    return None if known else f"HTTP {answer.status_code} {answer.reason_phrase}"
 
 
 def sha256_of(path: Path) -> str:
@@ -277,7 +300,8 @@ def _stream(package: Package, url: str, part: Path, client: PyPIClient, progress
             leave=False,
         )
         try:
-            headers = {"Range": f"bytes={have}-"} if have else {}
+            # No compression in transit, and the raw bytes: an archive's hash is that of the file itself.
+            headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
             with bar, client.stream("GET", url, headers=headers) as response:
                 if response.status_code == 416:  # the part is longer than the file: start over
                     part.unlink(missing_ok=True)
@@ -287,7 +311,7 @@ def _stream(package: Package, url: str, part: Path, client: PyPIClient, progress
                 if fresh and have:
                     bar.reset(total=package.size)
                 with part.open("wb" if fresh else "ab") as stream:
-                    for block in response.iter_bytes(CHUNK_BYTES):
+                    for block in response.iter_raw():  # as they arrive, so that a break loses nothing
                         if stream.tell() + len(block) > package.size:
                             raise SourceError(
                                 f"{package.archive} is longer than the {package.size} bytes of the manifest",
@@ -318,7 +342,7 @@ def _stream(package: Package, url: str, part: Path, client: PyPIClient, progress
             time.sleep(0.5 * 2**attempt)
     raise SourceError(
         f"{package.archive} broke off after {part.stat().st_size if part.exists() else 0} "
-        f"of {package.size} bytes, {ATTEMPTS} times in a row: {problem}",
+        f"of {package.size} bytes, {ATTEMPTS} times in a row: {masked(str(problem))}",
         where=masked(url),
         remedy="run the same command again: it goes on where it stopped",
     )

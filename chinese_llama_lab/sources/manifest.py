@@ -100,7 +100,7 @@ def parse_manifest(text: str, *, where: str = "manifest.toml") -> Manifest:
         table = tomllib.loads(text)
         packages = {name: Package(name=name, **fields) for name, fields in table["packages"].items()}
         sources = {name: _source(name, fields, packages) for name, fields in table["sources"].items()}
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, AttributeError, KeyError, TypeError) as error:
         raise SourceError(
             f"the manifest cannot be read: {type(error).__name__}: {error}",
             where=where,

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock
-
 from chinese_llama_lab.errors import ModelError
-from chinese_llama_lab.paths import atomic_folder, cache_dir
-from chinese_llama_lab.sources.fetch import source_file
+from chinese_llama_lab.paths import atomic_folder, cache_dir, remove_leftovers
+from chinese_llama_lab.sources.fetch import cache_lock, source_file
 from chinese_llama_lab.sources.hub import cached_hub_file, hub_endpoint, hub_reachable
 from chinese_llama_lab.sources.manifest import load_manifest
 
@@ -60,18 +58,32 @@ def load_base(name: str, *, dtype: str = "float32", device: str = "cpu", **optio
         options.setdefault("local_files_only", True)  # spares half a minute of retries
     try:
         with _without_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
+            model, found = AutoModelForCausalLM.from_pretrained(
+                place,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
             )
         local = options.get("local_files_only", False)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=local)
     except (OSError, ValueError) as error:
         raise _failed(name, error) from error
-    except Exception as error:  # safetensors has an error class of its own
-        if type(error).__name__ != "SafetensorError":
+    except Exception as error:  # safetensors and the hub's checks of config.json have their own classes
+        if type(error).__name__ not in ("SafetensorError", "StrictDataclassClassValidationError"):
             raise
         raise _failed(name, error) from error
-    return Base(model.to(device).eval(), tokenizer)
+    if found["missing_keys"]:  # transformers would fill them with random numbers and only warn
+        missing = sorted(found["missing_keys"])
+        raise _failed(name, ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}"))
+    try:
+        return Base(model.to(device).eval(), tokenizer)
+    except (AssertionError, RuntimeError) as error:  # no such device, or not enough memory on it
+        raise ModelError(
+            f"{name} could not be moved to {device!r}: {str(error).splitlines()[0]}",
+            remedy='use device="cpu"; `chinese-llama-lab doctor` says which devices there are',
+        ) from error
 
 
 @contextmanager
@@ -137,10 +149,9 @@ def converted_model(name: str) -> Path:
     folder = converted_path(name)
     if folder.is_dir():
         return folder
-    lock = cache_dir() / "locks" / f"{folder.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with cache_lock(folder.name):
         if not folder.is_dir():
+            remove_leftovers(folder)
             gguf = source_file(BUNDLED[name])
             try:
                 with atomic_folder(folder) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,26 +25,34 @@ def read_documents(path: Path) -> Iterator[str]:
         TextError: no such file, or bytes that are not UTF-8: the line and byte are named, and the
             encoding that would fit.
     """
-    if path.is_dir() or not path.exists():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise TextError(f"{path} {problem}", remedy="give the path of a UTF-8 text file")
-    offset = 0
+    check_text_file(path)
+    offset, number = 0, 1
     with path.open("rb") as stream:
-        for number, (line, whole) in enumerate(_lines(stream), start=1):
-            if number == 1:
+        for line, whole in _lines(stream):
+            if offset == 0:
                 for mark, encoding in _MARKS.items():
                     if line.startswith(mark):
                         raise _not_utf8(path, 1, 0, line, encoding)
-            data = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            data = line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line
             try:
                 text = data.decode("utf-8")
             except UnicodeDecodeError as error:
                 place = offset + len(line) - len(data) + error.start
                 raise _not_utf8(path, number, place, _sample(path, place)) from None
             offset += len(line)
+            number += whole
             text = text.removesuffix("\n").removesuffix("\r") if whole else text
             if text.strip():
                 yield text
+
+
+def check_text_file(path: Path) -> None:
+    """Raise TextError where a path is a folder, is not there or may not be read; nothing is read."""
+    if path.is_dir() or not path.exists():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise TextError(f"{path} {problem}", remedy="give the path of a UTF-8 text file")
+    if not os.access(path, os.R_OK):
+        raise TextError(f"{path} may not be read", remedy="correct its permissions")
 
 
 def read_all(paths: Iterable[Path]) -> Iterator[str]:
@@ -77,7 +86,7 @@ def _sample(path: Path, place: int) -> bytes:
 
 
 def _not_utf8(path: Path, line: int, byte: int, sample: bytes, encoding: str | None = None) -> TextError:
-    if encoding is None:
+    if encoding is None and not _is_damaged_utf8(sample):
         encoding = next((name for name in _OTHER_ENCODINGS if _decodes(sample, name)), None)
     guess = f"; it looks like {'GBK/GB18030' if encoding == 'gb18030' else encoding}" if encoding else ""
     fix = (
@@ -88,6 +97,12 @@ def _not_utf8(path: Path, line: int, byte: int, sample: bytes, encoding: str | N
     return TextError(
         f"{path.name} is not UTF-8{guess}", where=f"{path}, line {line}, byte {byte}", remedy=fix
     )
+
+
+def _is_damaged_utf8(sample: bytes) -> bool:
+    """Whether most of what is not ASCII is UTF-8: Chinese UTF-8 also decodes as GBK, to rare characters."""
+    text = sample.decode("utf-8", errors="replace")
+    return text.count("\ufffd") * 4 < sum(character > "\x7f" for character in text)
 
 
 def _decodes(sample: bytes, encoding: str) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ def extract(archive: Path, wanted: dict[str, tuple[Member, Path]]) -> None:
                 member, target = wanted[name]
                 _copy(stream, member, target, archive)
                 missing.discard(name)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise SourceError(
                 f"{archive.name} could not be unpacked: {error.strerror}",

@@ -39,12 +39,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _fertility(options: argparse.Namespace) -> int:
     from chinese_llama_lab.sources.corpora import load_corpus
-    from chinese_llama_lab.sources.textfiles import read_documents
+    from chinese_llama_lab.sources.textfiles import check_text_file, read_documents
     from chinese_llama_lab.tokenization.fertility import compare
     from chinese_llama_lab.tokenization.registry import open_tokenizer
 
     if not options.files and not options.corpus:
-        raise LabError("there is nothing to measure", remedy="name one or more text files, or --corpus NAME")
+        raise LabError("there is nothing to measure", remedy="name one or more text files before --tokenizer, or --corpus NAME")
     if options.plot and options.plot.suffix.lower() not in PLOT_FORMATS:
         raise LabError(
             f"a plot cannot be written as {options.plot.suffix or 'a file without suffix'}",
@@ -54,8 +54,7 @@ def _fertility(options: argparse.Namespace) -> int:
     tokenizers = [open_tokenizer(name) for group in options.tokenizer for name in group]
     corpora = [load_corpus(name) for name in options.corpus]
     for path in options.files:  # a path mistyped last must not cost the work done first
-        if not path.is_file():
-            next(read_documents(path))
+        check_text_file(path)
     measured: list[Fertility] = []
     texts: list[tuple[str, Iterable[Any]]] = [(str(path), read_documents(path)) for path in options.files]
     texts += [(corpus.name, corpus) for corpus in corpora]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
@@ -17,6 +18,7 @@ from chinese_llama_lab.errors import TokenizerError
 from chinese_llama_lab.tokenization.base import Tokenizer
 
 SPACE_MARK = "▁"
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 @cache
@@ -67,6 +69,8 @@ class FastTokenizer(Tokenizer):
             "" if model.get("unk_id") is None else model["vocab"][model["unk_id"]][0]
         )
         self._unknown = tokenizer.token_to_id(unknown) if unknown and not self.byte_level else None
+        # A vocabulary may have holes in its numbering: the largest id counts, not the number of entries.
+        self._size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.family = f"byte-level {self.kind}" if self.byte_level else self.kind
         self.lossless = self.byte_level or bool(model.get("byte_fallback"))
 
@@ -89,7 +93,7 @@ class FastTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+        return self._size
 
     @property
     def unknown_id(self) -> int | None:
@@ -105,8 +109,11 @@ class FastTokenizer(Tokenizer):
         if token_id in self._plain_added:
             return self._plain_added[token_id].encode("utf-8")
         if self.byte_level:
-            return bytes(map(byte_alphabet().__getitem__, token))
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            try:
+                return bytes(map(byte_alphabet().__getitem__, token))
+            except KeyError:  # an added token that its file does not list as one
+                return token.encode("utf-8")
+        if _BYTE_PIECE.fullmatch(token):
             return bytes([int(token[3:5], 16)])
         if self._prefix and token.startswith(self._prefix):
             token = token[len(self._prefix) :]
@@ -146,12 +153,19 @@ def wordpiece(vocabulary: Path, name: str) -> FastTokenizer:
     """A BERT WordPiece tokenizer from its `vocab.txt`, lower-casing and splitting Chinese as BERT does.
 
     Raises:
-        TokenizerError: the file lacks BERT's special tokens.
+        TokenizerError: the file is not UTF-8, or lacks BERT's unknown token.
     """
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     # Bytes, not text lines: U+2028 is a token of BERT's, and universal newlines would break it in two.
-    lines = vocabulary.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    try:
+        lines = vocabulary.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"{vocabulary.name} is not UTF-8, or cut short",
+            where=f"{vocabulary}, byte {error.start}",
+            remedy="fetch or copy the file again",
+        ) from error
     table = {line.rstrip("\r"): number for number, line in enumerate(lines)}
     if "[UNK]" not in table:
         raise TokenizerError(

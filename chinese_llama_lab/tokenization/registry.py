@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 from chinese_llama_lab.errors import TokenizerError
-from chinese_llama_lab.paths import atomic_file, cache_dir
-from chinese_llama_lab.sources.fetch import source_file
+from chinese_llama_lab.paths import atomic_file, cache_dir, remove_leftovers
+from chinese_llama_lab.sources.fetch import cache_lock, source_file
 from chinese_llama_lab.sources.hub import cached_hub_file, hub_endpoint, hub_reachable
 from chinese_llama_lab.sources.manifest import load_manifest
 from chinese_llama_lab.tokenization.base import Tokenizer
@@ -81,7 +79,7 @@ def open_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
     if key in known:
         return _open_known(known[key])
     path = Path(key).expanduser()
-    if path.is_dir():
+    if key and path.is_dir():
         return _open_folder(path)
     if path.is_file():
         return open_tokenizer_file(path)
@@ -168,8 +166,9 @@ def open_tokenizer_file(path: Path, name: str | None = None) -> Tokenizer:
     for fits, opener in _KINDS:
         if fits(head, path):
             return opener(path, label)
+    instead = next((kind for start, kind in _NO_TOKENIZERS.items() if head.lstrip().startswith(start)), "")
     raise TokenizerError(
-        f"{path.name} is of no known kind",
+        f"{path.name} is of no known kind" + (f": it is {instead}" if instead else ""),
         where=str(path),
         remedy="give a SentencePiece .model, a tokenizer.json, a tiktoken file, a GGUF file or a vocab.txt",
     )
@@ -197,9 +196,7 @@ def converted_gguf(source: str) -> Path:
     member = load_manifest()[source].members[0]
     # The name holds the hash of what it was made from: a new source never meets an old conversion.
     folder = cache_dir() / "derived" / f"tokenizer-{source}-{member.sha256[:12]}-v1"
-    lock = cache_dir() / "locks" / f"{folder.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with cache_lock(folder.name):
         for filename in HUB_FILES:
             if (folder / filename).is_file():
                 return folder / filename
@@ -210,19 +207,27 @@ def converted_gguf(source: str) -> Path:
         else:
             assert isinstance(made, FastTokenizer)
             data, target = made.tokenizer.to_str().encode("utf-8"), folder / "tokenizer.json"
+        remove_leftovers(target)
         with atomic_file(target) as temporary:
             temporary.write_bytes(data)
     return target
 
 
 def _is_wordpiece(head: bytes, path: Path) -> bool:
-    return b"[UNK]" in head.split(b"\n") or b"[UNK]" in path.read_bytes().splitlines()[:2000]
+    with path.open("rb") as stream:
+        return b"[UNK]" in head.split(b"\n") or b"[UNK]" in stream.read(1 << 16).splitlines()
 
 
 def _is_tiktoken(head: bytes, path: Path) -> bool:
     first = head.split(b"\n")[0].split()
     return len(first) == 2 and first[1].isdigit() and len(first[0]) % 4 == 0
 
+
+# How files begin that often lie where a tokenizer was expected.
+_NO_TOKENIZERS = {
+    b"<": "a web page, so the download went wrong",
+    b"version https://git-lfs": "a Git LFS pointer, so the file itself was not downloaded (git lfs pull)",
+}
 
 _KINDS: list[tuple[Callable[[bytes, Path], bool], Callable[[Path, str], Tokenizer]]] = [
     (lambda head, _: head.startswith(b"GGUF"), _open_gguf),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
+from sentencepiece import sentencepiece_model_pb2
 
 from chinese_llama_lab.errors import TokenizerError
 from chinese_llama_lab.tokenization.base import Tokenizer
@@ -32,6 +33,10 @@ class SentencePieceTokenizer(Tokenizer):
         self.model = model
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
+            # A file cut between two pieces is still a well-formed message: what comes last tells.
+            described = sentencepiece_model_pb2.ModelProto.FromString(model)
+            if not (described.HasField("trainer_spec") and described.HasField("normalizer_spec")):
+                raise ValueError("its settings, which follow the pieces, are missing")
             self.processor.LoadFromSerializedProto(model)
         except Exception as error:
             raise TokenizerError(

@@ -117,6 +117,16 @@ class TiktokenTokenizer(Tokenizer):
                 where=str(path),
                 remedy=f"known schemes: {', '.join(f'{k} ({v.ranks:,} ranks)' for k, v in SCHEMES.items())}",
             )
+        # A line cut short in its number, or a line of another file, would else make the library fall over.
+        gaps = len(ranks) - len(set(ranks.values()) & set(range(len(ranks))))
+        lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
+        if gaps or lacking:
+            problem = f"{gaps} ranks are missing" if gaps else f"{len(lacking)} of the 256 bytes are missing"
+            raise TokenizerError(
+                f"{path.name} is not a whole tiktoken vocabulary: {problem}",
+                where=str(path),
+                remedy="fetch or copy the file again",
+            )
         return cls(name or path.name, ranks, SCHEMES[key])
 
     @property

@@ -4,8 +4,8 @@
 # **Why is an English model expensive in Chinese, and what will we do about it?**
 #
 # A large language model 大语言模型 reads *tokens* 词元, not letters. Which tokens exist was decided before
-# training, by counting English. This course takes such a model and adapts it to Chinese, step by step and
-# for real: every number that you will read was computed by a cell above it, on a real model, real
+# training, by counting English. This course takes such a model and adapts it to Chinese, step by step
+# and for real: every number that you will read was computed by a cell above it, on a real model, real
 # tokenizers and real text.
 
 # %% [markdown]
@@ -32,10 +32,10 @@ session = lab.setup(seed=0, chapter="00")
 # %% [markdown]
 # ## 1. The puzzle: one sentence, two bills
 #
-# Here is the sentence that the authors of Chinese-LLaMA used as their example. It says that artificial
-# intelligence is an interdisciplinary field that joins computer science, psychology, philosophy and
-# others. LLaMA's *tokenizer* 分词器 came out in 2023 and was built mostly from English; Qwen's came out half
-# a year later and was built for Chinese and English.
+# Here is the sentence that the authors of Chinese-LLaMA used as their example. It says that
+# artificial intelligence is an interdisciplinary field that joins computer science, psychology,
+# philosophy and others. LLaMA's *tokenizer* 分词器 came out in 2023 and was built mostly from English;
+# Qwen's came out half a year later and was built for Chinese and English.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -46,10 +46,10 @@ print(len(sentence), "characters")
 view(sentence, ["llama", "qwen"])
 
 # %% [markdown]
-# Every box is one token: one step of the model, one slot of its memory, one unit on an invoice. The dashed
-# boxes hold hexadecimal numbers, because they are **not characters at all**. LLaMA's *vocabulary* 词表 has no
-# token for 哲, 融 or 叉, so it spells each of them with the bytes of its UTF-8 code: three tokens for one
-# character. The same sentence in English:
+# Every box is one token: one step of the model, one slot of its memory, one unit on an invoice. The
+# dashed boxes hold hexadecimal numbers, because they are **not characters at all**. LLaMA's
+# *vocabulary* 词表 has no token for 哲, 融 or 叉, so it spells each of them with the bytes of its UTF-8
+# code: three tokens for one character. The same sentence in English:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -60,15 +60,15 @@ english = (
 view(english, ["llama", "qwen"])
 
 # %% [markdown]
-# In English the two bills are close. In Chinese one is more than twice the other: more time, more memory, a
-# shorter text before the context is full. That is the problem this course is about; chapter 01 measures it
-# properly.
+# In English the two bills are close. In Chinese one is more than twice the other: more time, more
+# memory, a shorter text before the context is full. That is the problem this course is about; chapter
+# 01 measures it properly.
 
 # %% [markdown]
 # ## 2. What was done in 2023
 #
-# LLaMA was the first strong model whose weights researchers could get, and it had seen almost no Chinese.
-# Yiming Cui, Ziqing Yang and Xin Yao published a recipe that thousands of people followed,
+# LLaMA was the first strong model whose weights researchers could get, and it had seen almost no
+# Chinese. Yiming Cui, Ziqing Yang and Xin Yao published a recipe that thousands of people followed,
 # **Chinese-LLaMA-Alpaca**. Its steps, with the figures that its authors published:
 
 # %%
@@ -81,23 +81,24 @@ read_table(data_dir() / "recipe_steps.csv")
 # %% [markdown]
 # ### What has replaced it
 #
-# Today you would rarely start from an English model. Newer models (Qwen, DeepSeek, Llama from its third
-# generation on) are trained with larger vocabularies on many languages, so the first two steps are no
-# longer needed for Chinese. The third generation of the very same project dropped the vocabulary
-# extension.
+# Today you would rarely start from an English model. Newer models (Qwen, DeepSeek, Llama from its
+# third generation on) are trained with larger vocabularies on many languages, so the first two steps
+# are no longer needed for Chinese. The third generation of the very same project dropped the
+# vocabulary extension.
 #
-# So why learn it? Because every step is a question that comes back with **every** language, domain and
-# model: *does the tokenizer fit my text? where should a new row start? how much can a low-rank update
-# learn, and what is forgotten? what do four bits lose? what does a benchmark score mean?* Nowhere else
-# are they met so plainly, in an order that builds, on models small enough to run at home. And the old
-# scripts have known faults, which are worth more to a learner than clean code: in chapter 02 you will
-# find them yourself.
+# So why learn it? Because every step is a question that comes back with **every** language, domain
+# and model: *does the tokenizer fit my text? where should a new row start? how much can a low-rank
+# update learn, and what is forgotten? what do four bits lose? what does a benchmark score mean?*
+# Nowhere else are they met so plainly, in an order that builds, on models small enough to run at
+# home. And the old scripts have known faults, which are worth more to a learner than clean code: in
+# chapter 02 you will find them yourself.
 
 # %% [markdown]
 # ## 3. This machine, and a real model
 #
-# The base model of the course is **SmolLM2-135M**. It is small, English, and built exactly like LLaMA, so
-# each function that you meet here takes a larger model by another name. Let us hear it speak.
+# The base model of the course is **SmolLM2-135M**. It is small, English, and built exactly like
+# LLaMA, so each function that you meet here takes a larger model by another name. Let us hear it
+# speak.
 
 # %%
 from chinese_llama_lab.sources.models import load_base
@@ -122,8 +123,8 @@ for prompt in ["The capital of China is", "Rivers flow into", "中国的首都�
 
 # %% [markdown]
 # Its English is fluent. Its Chinese is not: it has seen too little of it, and it needs more steps to
-# write each character. Remember these continuations. You will make the model better at this, and you will
-# measure by how much, and at what cost for its English.
+# write each character. Remember these continuations. You will make the model better at this, and you
+# will measure by how much, and at what cost for its English.
 
 # %% [markdown]
 # ## 4. What was downloaded, and under which licences
@@ -152,10 +153,10 @@ table(
 )
 
 # %% [markdown]
-# Mind the last column. Some texts may be used for research only, and the instruction rows probably for
-# non-commercial purposes: that is why they are fetched to your machine and not part of this repository. A
-# model trained on them inherits the question. If you reach the model hub 模型中心, the same calls take a hub
-# name instead: `load_base("owner/name")`, `open_tokenizer("owner/name")`.
+# Mind the last column. Some texts may be used for research only, and the instruction rows probably
+# for non-commercial purposes: that is why they are fetched to your machine and not part of this
+# repository. A model trained on them inherits the question. If you reach the model hub 模型中心, the same
+# calls take a hub name instead: `load_base("owner/name")`, `open_tokenizer("owner/name")`.
 
 # %% [markdown]
 # ## 5. The map
@@ -167,12 +168,12 @@ course_map()
 
 # %% [markdown]
 # The package follows the chapters: whoever knows the notebooks knows the library. A notebook first
-# *derives* an idea in a few lines, then *asserts* that the package gives the same answer, then uses the
-# package.
+# *derives* an idea in a few lines, then *asserts* that the package gives the same answer, then uses
+# the package.
 #
-# **One dial.** `LAB_PROFILE` chooses how much work a notebook does: `smoke` runs every cell in seconds
-# (the tests use it), `course` is the default, `gpu` takes hub models at the published settings. No
-# notebook contains a switch of its own.
+# **One dial.** `LAB_PROFILE` chooses how much work a notebook does: `smoke` runs every cell in
+# seconds (the tests use it), `course` is the default, `gpu` takes hub models at the published
+# settings. No notebook contains a switch of its own.
 
 # %%
 from chinese_llama_lab.profiles import current_profile
@@ -182,12 +183,12 @@ current_profile()
 # %% [markdown]
 # ## 6. How exercises work
 #
-# An exercise is a task in words, a stub with `...`, and a checker. Run the cell as it is and you get a
-# hint. Put in an answer, and the checker says *right* or *wrong*, and why. Nothing is counted; try as
-# often as you like.
+# An exercise is a task in words, a stub with `...`, and a checker. Run the cell as it is and you get
+# a hint. Put in an answer, and the checker says *right* or *wrong*, and why. Nothing is counted; try
+# as often as you like.
 #
-# **Exercise 0.1.** How many tokens does LLaMA's tokenizer need for the sentence above *per character*?
-# The first picture of this notebook holds both numbers.
+# **Exercise 0.1.** How many tokens does LLaMA's tokenizer need for the sentence above *per
+# character*? The first picture of this notebook holds both numbers.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -239,13 +240,13 @@ table("one sentence", rows)
 # %% [markdown]
 # ## What can go wrong
 #
-# - *A source is missing and there is no network*: the message names the file, its size and the command to
-#   run elsewhere.
-# - *Chinese characters show as boxes in plots*: the font is a source like the others; `chinese-llama-lab
-#   doctor` checks it.
+# - *A source is missing and there is no network*: the message names the file, its size and the
+#   command to run elsewhere.
+# - *Chinese characters show as boxes in plots*: the font is a source like the others;
+#   `chinese-llama-lab doctor` checks it.
 # - *The kernel dies while the model is loaded*: too little memory; `doctor` says how much there is.
-# - *One sentence is not a measurement.* Its two bills differ by chance as well as by vocabulary. That is
-#   what chapter 01 is for.
+# - *One sentence is not a measurement.* Its two bills differ by chance as well as by vocabulary. That
+#   is what chapter 01 is for.
 #
 # More in [TROUBLESHOOTING.md](../TROUBLESHOOTING.md).
 #
@@ -258,5 +259,5 @@ table("one sentence", rows)
 # - Allal et al., *SmolLM2: When Smol Goes Big*, [arXiv 2502.02737](https://arxiv.org/abs/2502.02737)
 # - Bai et al., *Qwen Technical Report*, [arXiv 2309.16609](https://arxiv.org/abs/2309.16609)
 #
-# **Next:** [01 Tokenization efficiency](01_tokenization_efficiency.ipynb): how many tokens does a Chinese
-# character cost?
+# **Next:** [01 Tokenization efficiency](01_tokenization_efficiency.ipynb): how many tokens does a
+# Chinese character cost?
