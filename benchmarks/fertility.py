@@ -3,8 +3,8 @@
     python benchmarks/fertility.py [--repeats 7] [--save]
 
 For each tokenizer both calls take turns, so that a busy machine slows both. Reported is the ratio of the
-medians and of the best times: 1.00 means that counting everything costs nothing on top of encoding. `--save` writes
-`results/bench_fertility.csv`; without it nothing is written.
+medians and of the best times: 1.00 means that counting everything costs nothing on top of encoding.
+`--save` writes `results/bench_fertility.csv`; without it nothing is written.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. What a reader can act on is printed without a trace."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Chinese shows escapes instead of failing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         return int(options.handler(options) or 0)
@@ -46,3 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        remedy = "check that the place exists, may be written and has room"
+        print(f"{type(error).__name__}: {error}\n  what to do: {remedy}", file=sys.stderr)
+        return 1

@@ -81,8 +81,9 @@ def plot_fertility(
         rows = [order.index(r.tokenizer) + (place - (len(texts) - 1) / 2) * 0.13 for r in results]
         values = [r.tokens_per_character for r in results]
         errors = [
-            [r.tokens_per_character - r.interval[0] for r in results],
-            [r.interval[1] - r.tokens_per_character for r in results],
+            # A percentile interval of few documents need not hold the figure itself.
+            [max(0.0, r.tokens_per_character - r.interval[0]) for r in results],
+            [max(0.0, r.interval[1] - r.tokens_per_character) for r in results],
         ]
         axes.errorbar(
             values,

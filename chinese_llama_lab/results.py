@@ -180,7 +180,14 @@ def load(name: str) -> Table:
         if not path.is_file():
             continue
         origin = path.with_suffix(".json")
-        known = json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else {}
+        try:
+            known = json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else {}
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise ResultError(
+                f"the provenance cannot be read: {error}",
+                where=str(origin),
+                remedy="run its notebook again, or restore the file",
+            ) from error
         return replace(read_table(path), provenance=known)
     there = sorted({path.stem for folder in folders for path in folder.glob("*.csv")})
     raise ResultError(

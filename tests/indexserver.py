@@ -10,7 +10,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -154,10 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             index.hold.wait(20)
             sent = sent[index.pause_at :]
-        try:
+        with suppress(OSError):  # the client was killed
             self.wfile.write(sent)
-        except OSError:  # the client was killed
-            pass
         if end < len(body):
             self.close_connection = True
 

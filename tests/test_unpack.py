@@ -63,7 +63,9 @@ def test_the_file_has_ordinary_permissions(tmp_path, kind):
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
 
 
-@pytest.mark.parametrize("path", ["../escaped.txt", "/escaped.txt", "pkg/../../escaped.txt", "pkg\\escaped.txt"])
+@pytest.mark.parametrize(
+    "path", ["../escaped.txt", "/escaped.txt", "pkg/../../escaped.txt", "pkg\\escaped.txt"]
+)
 def test_paths_that_lead_out_are_refused(tmp_path, kind, path):
     with pytest.raises(SourceError, match="leads out of its folder") as caught:
         take(tmp_path, *packed(kind, [(path, TEXT)]), member(path))
@@ -76,7 +78,9 @@ def test_other_members_with_such_paths_are_left_alone(tmp_path, kind):
     assert target.read_bytes() == TEXT and not (tmp_path / "escaped.txt").exists()
 
 
-@pytest.mark.parametrize("link", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize(
+    "link", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE]
+)
 def test_links_and_devices_in_a_tar_are_refused(tmp_path, link):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as file:

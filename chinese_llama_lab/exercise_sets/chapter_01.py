@@ -47,7 +47,7 @@ def _(answer: Any) -> Verdict:
         answer,
         cases,
         mistakes={
-            "a first byte has fewer free bits than that: at exactly 2⁷, 2¹¹ and 2¹⁶ one more byte is needed": (
+            "at exactly 2⁷, 2¹¹ and 2¹⁶ the bits no longer fit, and one more byte is needed": (
                 lambda c: 1 + (ord(c) > 1 << 7) + (ord(c) > 1 << 11) + (ord(c) > 1 << 16)
             ),
             "not every character beyond ASCII has three bytes": lambda c: 1 if ord(c) < 128 else 3,
@@ -122,5 +122,5 @@ def _(answer: Any) -> Verdict:
             "B": "nearly a token for each character, and nothing lost: dear, but comparable",
             "D": "dear, but honest: every character can be read back",
         },
-        praise="each unknown token may have swallowed a whole word: its figure is too low, by how much nobody knows",
+        praise="each unknown token may have swallowed a whole word: its figure is too low",
     )

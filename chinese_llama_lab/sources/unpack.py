@@ -21,6 +21,8 @@ from chinese_llama_lab.paths import atomic_file
 from chinese_llama_lab.sources.manifest import Member
 
 CHUNK_BYTES = 1 << 20
+# What the two libraries raise on an archive that is cut short, altered or packed in an unknown way.
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError, EOFError, OSError)
 
 
 def extract(archive: Path, wanted: dict[str, tuple[Member, Path]]) -> None:
@@ -42,7 +44,7 @@ def extract(archive: Path, wanted: dict[str, tuple[Member, Path]]) -> None:
                 member, target = wanted[name]
                 _copy(stream, member, target, archive)
                 missing.discard(name)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise SourceError(
                 f"{archive.name} could not be unpacked: {error.strerror}",

@@ -22,7 +22,8 @@ class Tokenizer(ABC):
     Attributes:
         name: what plots and tables call it.
         family: the kind of model, such as `SentencePiece BPE` or `byte-level BPE`.
-        lossless: False where decoding cannot give the text back (WordPiece, unknown pieces).
+        lossless: False where decoding cannot give every text back (WordPiece, unknown pieces, bytes
+            without a token).
     """
 
     name: str

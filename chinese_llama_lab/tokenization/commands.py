@@ -44,7 +44,13 @@ def _fertility(options: argparse.Namespace) -> int:
     from chinese_llama_lab.tokenization.registry import open_tokenizer
 
     if not options.files and not options.corpus:
-        raise LabError("there is nothing to measure", remedy="name one or more text files before --tokenizer, or --corpus NAME")
+        raise LabError(
+            "there is nothing to measure",
+            remedy="name one or more text files before --tokenizer, or --corpus NAME",
+        )
+    for out in (options.csv, options.plot):  # what cannot be written is said before the work, not after it
+        if out and (out.is_dir() or not _nearest_folder(out).is_dir()):
+            raise LabError("no file can be written there", where=str(out), remedy="give another path")
     if options.plot and options.plot.suffix.lower() not in PLOT_FORMATS:
         raise LabError(
             f"a plot cannot be written as {options.plot.suffix or 'a file without suffix'}",
@@ -76,6 +82,11 @@ def _fertility(options: argparse.Namespace) -> int:
         _draw(options.plot, measured)
         print(f"written: {options.plot}")
     return 0
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The first thing above `path` that exists."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def _print(measured: list[Fertility]) -> None:

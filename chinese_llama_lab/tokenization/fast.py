@@ -47,13 +47,22 @@ def _byte_letters() -> dict[int, str]:
 class FastTokenizer(Tokenizer):
     """A `tokenizers.Tokenizer`. Its special tokens are never read out of text."""
 
-    def __init__(self, name: str, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, name: str, tokenizer: tokenizers.Tokenizer, *, copy: bool = True) -> None:
+        """
+        Args:
+            name: what plots call it.
+            tokenizer: the library's tokenizer.
+            copy: leave `tokenizer` as it is; False where nobody else uses it.
+        """
+        serialised = tokenizer.to_str()
+        if copy:  # padding, truncation and special tokens are switched off below
+            tokenizer = tokenizers.Tokenizer.from_str(serialised)
         self.name = name
         self.tokenizer = tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        described: dict[str, Any] = json.loads(tokenizer.to_str())
+        described: dict[str, Any] = json.loads(serialised)
         model = described["model"]
         self.kind = str(model.get("type", "BPE"))
         marks = json.dumps([described.get("pre_tokenizer"), described.get("decoder")])
@@ -70,9 +79,15 @@ class FastTokenizer(Tokenizer):
         )
         self._unknown = tokenizer.token_to_id(unknown) if unknown and not self.byte_level else None
         # A vocabulary may have holes in its numbering: the largest id counts, not the number of entries.
-        self._size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self._size = max(vocabulary.values(), default=-1) + 1
         self.family = f"byte-level {self.kind}" if self.byte_level else self.kind
-        self.lossless = self.byte_level or bool(model.get("byte_fallback"))
+        # SmolLM2 has no token for 21 of the 256 bytes, and drops them without a word.
+        self.lossless = (
+            vocabulary.keys() >= byte_alphabet().keys()
+            if self.byte_level
+            else bool(model.get("byte_fallback"))
+        )
 
     @classmethod
     def from_file(cls, path: Path, name: str | None = None) -> FastTokenizer:
@@ -89,7 +104,7 @@ class FastTokenizer(Tokenizer):
                 where=str(path),
                 remedy="fetch or copy the file again",
             ) from error
-        return cls(name or path.name, tokenizer)
+        return cls(name or path.name, tokenizer, copy=False)
 
     @property
     def vocab_size(self) -> int:
@@ -180,4 +195,4 @@ def wordpiece(vocabulary: Path, name: str) -> FastTokenizer:
     tokenizer.add_special_tokens(
         [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in table]
     )
-    return FastTokenizer(name, tokenizer)
+    return FastTokenizer(name, tokenizer, copy=False)

@@ -146,8 +146,7 @@ def iterate_texts(texts: Any, column: str = "text", *, first: int = 0) -> Iterat
     Raises:
         TextError: a row has no such column, or an item is none of these.
     """
-    if isinstance(texts, str):
-        raise TextError("a list of texts was expected, and one text was found", remedy="pass [text]")
+    _refuse_other_than_texts(texts)
     for number, item in enumerate(texts, start=first):
         if isinstance(item, str):
             yield item
@@ -167,6 +166,19 @@ def iterate_texts(texts: Any, column: str = "text", *, first: int = 0) -> Iterat
                 where=f"document {number}",
                 remedy="pass strings, documents, or rows with a text column",
             )
+
+
+def _refuse_other_than_texts(texts: Any) -> None:
+    """Raise TextError for one text, for a dictionary of splits, and for what cannot be iterated over."""
+    if isinstance(texts, str):
+        raise TextError("a list of texts was expected, and one text was found", remedy="pass [text]")
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+        raise TextError(
+            f"a list of texts was expected, and {type(texts).__name__} was found",
+            remedy=f"choose one of its parts: {', '.join(map(str, texts))}"
+            if isinstance(texts, Mapping)
+            else "pass a list, a generator, a corpus or a data set; for a file, read_documents(path)",
+        )
 
 
 def _batches(texts: Iterable[Any], column: str) -> Iterator[list[str]]:
@@ -242,10 +254,15 @@ def compare(
             that is no text.
     """
     opened = [open_tokenizer(t) if isinstance(t, str) else t for t in tokenizers]
-    base = open_tokenizer(reference) if isinstance(reference, str) else reference
+    names = [t if isinstance(t, str) else None for t in tokenizers]
+    if isinstance(reference, str) and reference in names:
+        base: Tokenizer | None = opened[names.index(reference)]
+    else:
+        base = open_tokenizer(reference) if isinstance(reference, str) else reference
+    _refuse_other_than_texts(texts)
     tallies = [_Tally(tokenizer) for tokenizer in opened]
     # A reference that is itself measured is not encoded twice.
-    same = next((t for t in tallies if base is not None and t.tokenizer.name == base.name), None)
+    same = next((t for t in tallies if t.tokenizer is base), None)
     base_tokens = base_characters = 0
     own_tokens = [0] * len(tallies)  # tokens of each on the documents the reference was measured on
 

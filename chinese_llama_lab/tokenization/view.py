@@ -34,7 +34,7 @@ class TokenView:
     rows: tuple[tuple[str, tuple[Piece, ...]], ...]
 
     def __repr__(self) -> str:
-        width = max(len(name) for name, _ in self.rows)
+        width = max((len(name) for name, _ in self.rows), default=0)
         return "\n".join(
             f"{name:<{width}} {len(pieces):>4} | " + "|".join(piece.plain for piece in pieces)
             for name, pieces in self.rows
@@ -61,8 +61,17 @@ def _box(number: int, piece: Piece) -> str:
     return f'<span title="{title}" style="{style}">{html.escape(piece.text)}</span>'
 
 
+def _visible(character: str) -> str:
+    """A character, or a sign for one that cannot be seen or would break the line."""
+    sign = {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(character)
+    return sign or (character if character.isprintable() else ascii(character)[1:-1])
+
+
 def pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
-    """The tokens of a text as they are shown: a space is `␣`, a line break `⏎`, the unknown token `[?]`."""
+    """The tokens of a text as they are shown: a space is `␣`, a line break `⏎`, the unknown token `[?]`.
+
+    Other characters that cannot be seen are written as Python escapes, such as `\\u3000`.
+    """
     shown = []
     for token_id in tokenizer.encode(text):
         data = tokenizer.token_bytes(token_id)
@@ -70,8 +79,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
             shown.append(Piece("[?]", False))
             continue
         try:
-            readable = data.decode("utf-8").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-            shown.append(Piece(readable, False))
+            shown.append(Piece("".join(map(_visible, data.decode("utf-8"))), False))
         except UnicodeDecodeError:
             shown.append(Piece(data.hex(" ").upper(), True))
     return tuple(shown)
