@@ -24,11 +24,14 @@ class Tokenizer(ABC):
         family: the kind of model, such as `SentencePiece BPE` or `byte-level BPE`.
         lossless: False where decoding cannot give every text back (WordPiece, unknown pieces, bytes
             without a token).
+        spells_whole_characters: True where a character that has no token becomes all of its bytes, as in
+            SentencePiece; byte-level BPE may join some of them.
     """
 
     name: str
     family: str
     lossless: bool = True
+    spells_whole_characters: bool = False
 
     @property
     @abstractmethod

@@ -24,7 +24,7 @@ BATCH_CHARACTERS = 1 << 20
 # the stream is. With fewer documents than groups each document is its own group: the exact bootstrap.
 GROUPS = 512
 # The reference is encoded in full up to here, and in one batch of sixteen after that.
-REFERENCE_CHARACTERS = 200_000
+REFERENCE_CHARACTERS = 100_000
 REFERENCE_STRIDE = 16
 
 
@@ -116,6 +116,9 @@ class _Tally:
         self.counts += counts
         self.group_tokens += np.bincount(groups, weights=lengths, minlength=GROUPS).astype(np.int64)
         present = [n for n in (2, 3, 4) if counts[self.leads[n]].any()]
+        if self.tokenizer.spells_whole_characters:  # each first byte is followed by the others
+            self.byte_characters += sum(int(counts[self.leads[n]].sum()) for n in present)
+            present = []
         kinds = self.lone[flat] if present else self.lone[:0]
         for needed in present:
             whole = kinds[: len(kinds) - needed + 1] == needed
@@ -271,7 +274,11 @@ def compare(
     documents = empty = characters = size = 0
     for number, batch in enumerate(_batches(_with_progress(texts, progress, name), column)):
         lengths = np.fromiter(map(len, batch), dtype=np.int64, count=len(batch))
-        size += sum(utf8_lengths(batch, first=documents))
+        try:  # all at once: a tenth of the time
+            size += len("".join(batch).encode("utf-8"))
+        except UnicodeEncodeError:
+            utf8_lengths(batch, first=documents)  # names the document
+            raise
         groups = np.arange(documents, documents + len(batch), dtype=np.int64) % GROUPS
         measured = base is not None and (characters < REFERENCE_CHARACTERS or number % REFERENCE_STRIDE == 0)
         counts = [tally.add(batch, groups) for tally in tallies]

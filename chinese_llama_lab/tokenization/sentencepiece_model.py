@@ -48,6 +48,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._ids = {piece: i for i, piece in reversed(list(enumerate(self._pieces)))}
         has_bytes = any(self.processor.is_byte(i) for i in range(min(self.vocab_size, 512)))
         self.lossless = has_bytes
+        self.spells_whole_characters = True
         self.family = "SentencePiece" + (" with byte fallback" if has_bytes else "")
 
     @classmethod
