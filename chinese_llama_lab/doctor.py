@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from chinese_llama_lab import machine
+from chinese_llama_lab.errors import LabError
 from chinese_llama_lab.paths import cache_dir, repository_root
 
 State = Literal["ok", "note", "problem"]
@@ -282,8 +283,8 @@ def check_disk() -> list[Finding]:
 
 
 def check_index() -> list[Finding]:
-    """Whether the reader's own package index answers. No network is a note, not a problem."""
-    from chinese_llama_lab.sources.fetch import is_offline
+    """Whether the reader's own package index answers. It is a problem only while sources are missing."""
+    from chinese_llama_lab.sources.fetch import is_offline, packages_to_download
     from chinese_llama_lab.sources.index import index_settings, masked, open_client
 
     if is_offline():
@@ -292,6 +293,7 @@ def check_index() -> list[Finding]:
     if not settings.index_urls:
         return [Finding("index", "note", "pip is told to use no index (no-index)")]
     findings = []
+    unreached: State = "problem" if packages_to_download() else "note"
     with open_client(settings) as client:
         for url in settings.index_urls:
             if url.startswith("file:"):
@@ -310,7 +312,7 @@ def check_index() -> list[Finding]:
                 findings.append(
                     Finding(
                         "index",
-                        "note",
+                        unreached if url == settings.index_urls[0] else "note",
                         f"{masked(url)} cannot be reached: {said}",
                         "what is in the cache works; to fetch more, see TROUBLESHOOTING.md",
                     )
@@ -326,6 +328,10 @@ def _local_index(url: str) -> Finding:
 
 def check_hub() -> list[Finding]:
     """Whether the Hugging Face hub answers; only the `gpu` profile needs it."""
+    from chinese_llama_lab.sources.fetch import is_offline
+
+    if is_offline():
+        return [Finding("hub", "note", "not asked: LAB_OFFLINE is set")]
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return [Finding("hub", "note", "not asked: HF_HUB_OFFLINE is set")]
     from urllib.error import HTTPError
@@ -393,6 +399,9 @@ def examine(checks: dict[str, Callable[[], list[Finding]]] | None = None) -> lis
     for name, check in (checks or CHECKS).items():
         try:
             findings += check()
+        except LabError as error:
+            said, remedy = without_secrets(error.what), without_secrets(error.remedy or "")
+            findings.append(Finding(name, "problem", said, remedy))
         except Exception as error:
             said = without_secrets(f"{type(error).__name__}: {error}").splitlines()[0]
             findings.append(

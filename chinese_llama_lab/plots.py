@@ -93,15 +93,29 @@ def plot_fertility(
             color=PALETTE[place % len(PALETTE)],
             markersize=5,
             linewidth=1,
-            label=(labels or {}).get(text, text),
+            label=(labels or {}).get(text, text).replace("$", r"\$"),  # no formula, but a file's name
         )
     axes.axvline(1.0, color="#555555", linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), [name.replace("$", r"\$") for name in order])
     axes.set_xlabel("tokens per character (lower is cheaper); the dashed line is one token a character")
     axes.set_xlim(left=0)
     axes.set_title(title)
     axes.legend(loc="lower right", fontsize=8)
     return figure, axes
+
+
+def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], reference: float | None) -> None:
+    """Grouped horizontal bars, first row on top."""
+    series = list(dict.fromkeys(name for row in values.values() for name in row))
+    height = 0.8 / len(series)
+    for place, name in enumerate(series):
+        offsets = [row + (place - (len(series) - 1) / 2) * height for row in range(len(values))]
+        heights = [row.get(name, 0.0) for row in values.values()]
+        axes.barh(offsets, heights, height=height, color=PALETTE[place % len(PALETTE)], label=name)
+    if reference is not None:
+        axes.axvline(reference, color="#555555", linewidth=0.9, linestyle="--")
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
 
 
 def plot_bars(
@@ -114,23 +128,65 @@ def plot_bars(
     """Grouped horizontal bars: row label → (series label → value)."""
     import matplotlib.pyplot as plt
 
-    series = list(dict.fromkeys(name for row in values.values() for name in row))
-    figure, axes = plt.subplots(
-        figsize=(8.5, 1.2 + (0.2 + 0.17 * len(series)) * len(values)), layout="constrained"
-    )
-    height = 0.8 / len(series)
-    for place, name in enumerate(series):
-        offsets = [row + (place - (len(series) - 1) / 2) * height for row in range(len(values))]
-        heights = [row.get(name, 0.0) for row in values.values()]
-        axes.barh(offsets, heights, height=height, color=PALETTE[place % len(PALETTE)], label=name)
-    if reference is not None:
-        axes.axvline(reference, color="#555555", linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(values)), list(values))
-    axes.set_ylim(len(values) - 0.4, -0.6)
+    series = {name for row in values.values() for name in row}
+    size = (8.5, 1.2 + (0.2 + 0.17 * len(series)) * len(values))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    _bars(axes, values, reference)
     axes.set_xlabel(xlabel)
     axes.set_title(title)
     if len(series) > 1:
         axes.legend(fontsize=8, loc="lower right")
+    return figure, axes
+
+
+def plot_bar_panels(
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    *,
+    title: str,
+    xlabel: str,
+    references: Mapping[str, float],
+) -> Figure:
+    """Panels side by side, each of grouped bars: panel → (row label → (series label → value)).
+
+    Args:
+        panels: what to draw.
+        title: the takeaway, above all panels.
+        xlabel: with its unit, the same for all.
+        references: panel → where its dashed line stands.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = max(len(values) for values in panels.values())
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(9.0, 1.6 + 0.5 * rows), layout="constrained", sharey=True
+    )
+    for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
+        _bars(axes, values, references.get(name))
+        axes.set(xlabel=xlabel, title=name)
+    all_axes[0].legend(fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def plot_distributions(
+    samples: Mapping[str, Sequence[float]], *, title: str, xlabel: str, reference: float, bins: int = 60
+) -> tuple[Figure, Axes]:
+    """Histograms as lines over common bins, as shares: label → values; a dashed line at `reference`."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    edges = np.linspace(
+        min(np.min(values) for values in samples.values()),
+        max(np.quantile(values, 0.999) for values in samples.values()),
+        bins + 1,
+    )
+    figure, axes = plt.subplots(layout="constrained")
+    for place, (name, values) in enumerate(samples.items()):
+        shares = np.histogram(values, edges)[0] / len(values)
+        axes.plot((edges[1:] + edges[:-1]) / 2, shares, label=name, color=PALETTE[place % len(PALETTE)])
+    axes.axvline(reference, color="#555555", linewidth=0.9, linestyle="--")
+    axes.set(xlabel=xlabel, ylabel="share", title=title)
+    axes.legend(fontsize=8)
     return figure, axes
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import threading
 
 import pytest
+import sentencepiece
 from indexserver import as_folder, manifest_text, wheel_bytes
 
 from chinese_llama_lab.cli import main
@@ -16,6 +18,7 @@ from chinese_llama_lab.sources import index
 from chinese_llama_lab.sources import manifest as manifests
 from chinese_llama_lab.sources.index import IndexSettings
 from chinese_llama_lab.sources.manifest import load_manifest, parse_manifest
+from chinese_llama_lab.tokenization.registry import open_tokenizer
 
 SENTENCE = "人工智能是计算机科学、心理学、哲学等学科融合的交叉学科。"
 
@@ -245,3 +248,58 @@ def test_sources_as_json_is_the_whole_manifest(capsys):
     assert [entry["name"] for entry in listed] == list(load_manifest().sources)
     assert all(entry["licence"] and entry["members"][0]["sha256"] for entry in listed)
     assert {entry["name"]: entry["hub"] for entry in listed}["mistral"] == "mistralai/Mistral-7B-v0.1"
+
+
+def test_a_bad_file_does_not_cost_the_others(tmp_path, capsys):
+    good, empty, last = tmp_path / "good.txt", tmp_path / "empty.txt", tmp_path / "last.txt"
+    good.write_text("中国人民\n", encoding="utf-8")
+    last.write_text("北京大学\n", encoding="utf-8")
+    empty.write_text("")
+    out = tmp_path / "out.csv"
+    files = [str(path) for path in (good, empty, last)]
+    assert main(["fertility", *files, "--tokenizer", "llama", "--csv", str(out)]) == 1
+    assert "empty.txt" in capsys.readouterr().err
+    assert [row["text"] for row in csv.DictReader(out.open(encoding="utf-8"))] == [files[0], files[2]]
+
+
+@pytest.mark.parametrize("option", ["--csv", "--plot"])
+def test_an_input_is_never_overwritten(option, tmp_path, capsys):
+    text = tmp_path / "text.png"
+    text.write_text("中国人民\n", encoding="utf-8")
+    assert main(["fertility", str(text), "--tokenizer", "llama", option, str(text)]) == 1
+    assert "overwrite" in capsys.readouterr().err
+    assert text.read_text(encoding="utf-8") == "中国人民\n"
+
+
+def test_two_tokenizer_files_of_one_name_are_told_apart(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("中国人民\n", encoding="utf-8")
+    names = []
+    for folder, known in (("a", "llama"), ("b", "mistral")):
+        path = tmp_path / folder / "tok.model"
+        path.parent.mkdir()
+        path.write_bytes(open_tokenizer(known).model)
+        names.append(str(path))
+    out = tmp_path / "out.csv"
+    assert main(["fertility", str(text), "--tokenizer", *names, "--csv", str(out)]) == 0
+    assert [row["tokenizer"] for row in csv.DictReader(out.open(encoding="utf-8"))] == names
+
+
+def test_without_reference_and_coverage_nothing_else_is_needed(tmp_path, empty_cache, monkeypatch):
+    text, model = tmp_path / "text.txt", tmp_path / "own.model"
+    text.write_text("中国人民\n", encoding="utf-8")
+    model.write_bytes(_own_model())
+    monkeypatch.setenv("LAB_OFFLINE", "1")
+    options = ["--reference", "none", "--no-coverage"]
+    assert main(["fertility", str(text), "--tokenizer", str(model), *options]) == 0
+
+
+def _own_model() -> bytes:
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["中国人民", "人民中国"] * 20),
+        model_writer=out,
+        vocab_size=10,
+        minloglevel=2,
+    )
+    return out.getvalue()

@@ -135,3 +135,18 @@ def test_a_damaged_dictionary_line_is_named(tmp_path, monkeypatch):
 
 def test_repr_is_plain():
     assert repr(load_corpus("hsk-zh").split("train")) == "Corpus('hsk-zh', zh, train)"
+
+
+def test_a_sample_draws_from_every_topic_and_is_the_same_every_time():
+    corpus = load_corpus("modern")
+    sample = [document.text for document in corpus.sample(300)]
+    assert len(sample) == 300 and sample == [document.text for document in corpus.sample(300)]
+    assert {document.topic for document in corpus.sample(300)} == {document.topic for document in corpus}
+    everything = corpus.texts()
+    assert [everything.index(text) for text in sample] == sorted(everything.index(text) for text in sample)
+    assert corpus.sample(10**6).texts() == everything and corpus.sample(None).texts() == everything
+
+
+def test_a_sample_does_not_prefer_a_split():
+    held = sum(is_held_out(document.text) for document in load_corpus("peoples-daily").sample(4000))
+    assert 120 < held < 280  # one in twenty of 4,000 is 200

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -376,3 +377,30 @@ def test_the_row_is_flat_and_the_repr_plain():
     assert all(isinstance(value, (str, int, float)) for value in row.values())
     expected = "LLaMA on paper: 1.2500 tokens per character [1.2500, 1.2500], 28 characters in 1 documents"
     assert repr(result) == expected
+
+
+@pytest.mark.parametrize("option", [{"resamples": 0}, {"confidence": 95}, {"seed": -1}])
+def test_an_option_that_no_bootstrap_can_have_is_refused(option):
+    with pytest.raises(TextError, match=next(iter(option))):
+        fertility("llama", ["中国"], **option)
+
+
+def test_a_table_is_not_measured_by_the_names_of_its_columns():
+    pandas = pytest.importorskip("pandas", reason="pandas comes with datasets")
+    frame = pandas.DataFrame({"title": ["一"], "body": ["中国人民"]})
+    with pytest.raises(TextError, match="title, body"):
+        fertility("llama", frame)
+    assert fertility("llama", frame["body"]).characters == 4
+
+
+def test_tokenizers_of_the_libraries_are_taken_as_they_are():
+    texts = ["中国人民 hello", "2024年"]
+    ours = open_tokenizer("deepseek-v4")
+    library = tokenizers.Tokenizer.from_str(ours.tokenizer.to_str())
+    library.enable_padding()
+    assert fertility(library, texts).tokens == fertility(ours, texts).tokens
+    assert library.padding is not None  # what the reader passed stays as it was
+    llama = open_tokenizer("llama")
+    assert fertility(llama.processor, texts).tokens == fertility(llama, texts).tokens
+    with pytest.raises(TokenizerError, match="int"):
+        fertility(7, texts)

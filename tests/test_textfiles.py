@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from chinese_llama_lab.errors import TextError
 from chinese_llama_lab.sources import textfiles
-from chinese_llama_lab.sources.textfiles import read_all, read_documents
+from chinese_llama_lab.sources.textfiles import guess_encoding, read_all, read_documents
 
 CHINESE = "今天天气很好，我们去公园散步，看见许多人在打太极拳。"
 
@@ -174,3 +175,41 @@ def test_a_line_without_end_is_read_in_bounded_memory(write):
     tracemalloc.stop()
     assert characters == 20_000_000
     assert peak < 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "guessed"),
+    [
+        ("中国人民的生活非常好，我们在北京大学学习。", "gb18030", "gb18030"),
+        ("這個國家的人民生活得很好，我們在學校裡學習。", "big5", "big5"),
+        ("中国人民的生活非常好，我们在北京大学学习。", "utf-16-le", "utf-16-le"),
+        ("plain English text, without a mark", "utf-16-be", "utf-16-be"),
+        ("中国人民的生活非常好", "utf-32-le", None),
+        ("été déjà vu, naïve façade", "latin-1", None),
+        ("これは日本語のテキストです。", "shift_jis", None),
+    ],
+)
+def test_an_encoding_is_guessed_only_where_the_text_reads_as_chinese(text, encoding, guessed):
+    assert guess_encoding((text * 3).encode(encoding)) == guessed
+
+
+def test_a_file_joined_from_two_encodings_is_not_to_be_converted_as_a_whole(write):
+    message, line, _ = place_of(write("中国人民\n".encode() + "中国人民的生活非常好\n".encode("gbk")))
+    assert line == 2 and "joined from two encodings" in message and "iconv" not in message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+@pytest.mark.parametrize("data", ["中国人民\n".encode() * 3, "中国人民的生活\n".encode("gbk") * 3])
+def test_a_pipe_is_read_once(tmp_path, data):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    try:
+        if data.startswith("中".encode()):
+            assert list(read_documents(pipe)) == ["中国人民"] * 3
+        else:
+            with pytest.raises(TextError, match="GBK"):
+                list(read_documents(pipe))
+    finally:
+        writer.join(timeout=10)

@@ -16,7 +16,7 @@ def _(answer: Any) -> Verdict:
         why={
             28 / 35: "that is characters per token; tokens per character is the other way round",
             35: "that is the number of tokens; divide it by the number of characters",
-            16 / 28: "that is Qwen's figure; the question is about LLaMA's tokenizer",
+            15 / 28: "that is Qwen's figure; the question is about LLaMA's tokenizer",
         },
         praise="35 tokens for 28 characters: more tokens than characters",
     )

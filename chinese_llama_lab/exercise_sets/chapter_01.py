@@ -47,6 +47,9 @@ def _(answer: Any) -> Verdict:
         answer,
         cases,
         mistakes={
+            "characters from U+10000 on have four bytes": lambda c: (
+                1 + (ord(c) >= 1 << 7) + (ord(c) >= 1 << 11)
+            ),
             "at exactly 2⁷, 2¹¹ and 2¹⁶ the bits no longer fit, and one more byte is needed": (
                 lambda c: 1 + (ord(c) > 1 << 7) + (ord(c) > 1 << 11) + (ord(c) > 1 << 16)
             ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import heapq
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -113,13 +114,16 @@ class Corpus:
     _clean: bool = True
     _split: str = "all"
     _limit: int | None = None
+    _sample: int | None = None
 
     def __iter__(self) -> Iterator[Document]:
-        documents = (
+        documents: Iterator[Document] = (
             Document(text, self.name, self.language, self.licence, topic)
             for text, topic in self._texts()
             if self._split == "all" or (self._split == "held-out") == is_held_out(text)
         )
+        if self._sample is not None:
+            documents = iter(_smallest_hashes(documents, self._sample))
         return documents if self._limit is None else islice(documents, self._limit)
 
     def _texts(self) -> Iterator[tuple[str, str]]:
@@ -148,6 +152,13 @@ class Corpus:
         """Only the first so many documents; None for all."""
         return replace(self, _limit=documents)
 
+    def sample(self, documents: int | None) -> Corpus:
+        """So many documents chosen by a hash of their text, in their order; None for all.
+
+        Unlike `take`, it draws from every part of a corpus that is ordered by topic or grade.
+        """
+        return replace(self, _sample=documents)
+
     def raw(self) -> Corpus:
         """Without NFKC and with duplicates: the text as its source prints it."""
         return replace(self, _clean=False)
@@ -156,9 +167,21 @@ class Corpus:
         return f"Corpus({self.name!r}, {self.language}, {self._split})"
 
 
+def _text_hash(text: str, salt: str = "") -> int:
+    return int.from_bytes(hashlib.sha256((salt + text).encode("utf-8")).digest()[:8], "big")
+
+
 def is_held_out(text: str) -> bool:
     """Whether a text belongs to the held-out part: decided by its sha256 alone."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") % HELD_OUT_PART == 0
+    return _text_hash(text) % HELD_OUT_PART == 0
+
+
+def _smallest_hashes(documents: Iterator[Document], count: int) -> list[Document]:
+    """The `count` documents whose salted hashes are smallest, in their order: the same on every machine."""
+    # The salt keeps the choice independent of the split, which goes by the bare hash.
+    hashed = ((_text_hash(d.text, "sample:"), place, d) for place, d in enumerate(documents))
+    chosen = heapq.nsmallest(count, hashed, key=lambda entry: entry[:2])
+    return [document for _, _, document in sorted(chosen, key=lambda entry: entry[1])]
 
 
 # name → (title, language, manifest entry, reader)

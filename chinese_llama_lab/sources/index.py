@@ -102,7 +102,7 @@ def index_settings(environment: Mapping[str, str] | None = None) -> IndexSetting
         return tuple(pip.get(option, "").split())
 
     offline = pip.get("no-index", "").lower() in ("1", "true", "yes", "on")
-    indexes = () if offline else (pip.get("index-url", DEFAULT_INDEX), *several("extra-index-url"))
+    indexes = () if offline else (pip.get("index-url") or DEFAULT_INDEX, *several("extra-index-url"))
     variables = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
     certificate = pip.get("cert") or next((environment[v] for v in variables if environment.get(v)), None)
     try:
@@ -181,7 +181,7 @@ def find_archive(package: Package, settings: IndexSettings, client: PyPIClient) 
     logging.getLogger("unearth").setLevel(logging.ERROR)
     problems: list[str] = []
     seen: set[str] = set()
-    answered = not settings.index_urls
+    answered = False
     places = [("index", url) for url in settings.index_urls]
     places += [("links", _folder_or_url(place)) for place in settings.find_links]
     for kind, place in places:
@@ -205,8 +205,16 @@ def find_archive(package: Package, settings: IndexSettings, client: PyPIClient) 
         if refusal:
             problems.append(masked(f"{place}: {refusal}"))
         else:
-            answered = answered or kind == "index"
+            # A folder beside the index may well lack a package; only an index that answers proves anything.
+            answered = answered or (kind == "index" and not place.startswith("file:"))
         seen |= offered
+    if not settings.index_urls and not seen:
+        raise SourceError(
+            f"pip is told not to use an index (no-index), and {package.archive} is in none of its folders",
+            where="; ".join(settings.public) or "no folder is configured (find-links)",
+            remedy="unset PIP_NO_INDEX or pip's `no-index` setting, or set PIP_FIND_LINKS to a folder "
+            f"that holds {package.archive}",
+        )
     if not seen and problems and not answered:
         raise SourceError(
             f"no package index could be reached for {package.archive} ({_megabytes(package.size)})",
@@ -235,8 +243,13 @@ def _refusal(url: str, package: Package, client: PyPIClient) -> str | None:
         host = Link(url).parsed.hostname
         return f"plain http is not trusted; if you trust this host, set PIP_TRUSTED_HOST={host}"
     answer = client.get(f"{url.rstrip('/')}/{package.name}/")
-    known = answer.status_code < 400 or answer.status_code in (404, 410)
-    return None if known else f"HTTP {answer.status_code} {answer.reason_phrase}"
+    if answer.status_code in (404, 410):
+        return None
+    if answer.status_code >= 400:
+        return f"HTTP {answer.status_code} {answer.reason_phrase}"
+    if "<a " not in answer.text.lower() and "json" not in answer.headers.get("content-type", ""):
+        return "the page is no package index (a log-in page of a network, perhaps)"
+    return None
 
 
 def sha256_of(path: Path) -> str:

@@ -6,10 +6,11 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinese_llama_lab.errors import LabError
+from chinese_llama_lab.errors import LabError, TextError
 
 if TYPE_CHECKING:
     from chinese_llama_lab.tokenization.fertility import Fertility
@@ -30,7 +31,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "--corpus", action="append", default=[], metavar="NAME", help="one of the course's texts"
     )
     parser.add_argument("--tokenizer", action="append", nargs="+", required=True, metavar="NAME_OR_PATH")
-    parser.add_argument("--reference", default="llama", help="whose length is 1 (default: llama)")
+    parser.add_argument("--reference", default="llama", help="whose length is 1 (default: llama), or `none`")
+    parser.add_argument("--no-coverage", action="store_true", help="do not look up the standard characters")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write every figure to a CSV file")
     parser.add_argument("--plot", type=Path, metavar="OUT", help=f"draw it ({', '.join(PLOT_FORMATS)})")
@@ -57,31 +59,51 @@ def _fertility(options: argparse.Namespace) -> int:
             where=str(options.plot),
             remedy=f"use one of {', '.join(PLOT_FORMATS)}",
         )
-    tokenizers = [open_tokenizer(name) for group in options.tokenizer for name in group]
+    inputs = [*options.files, *(Path(name) for group in options.tokenizer for name in group)]
+    for out in (options.csv, options.plot):
+        if out and any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
+            raise LabError("that would overwrite what is read", where=str(out), remedy="give another path")
+    names = [name for group in options.tokenizer for name in group]
+    tokenizers = [open_tokenizer(name) for name in names]
+    labels = [tokenizer.name for tokenizer in tokenizers]
+    for place, name in enumerate(names):
+        if labels.count(labels[place]) > 1:  # two files of one name: their paths tell them apart
+            tokenizers[place] = copy(tokenizers[place])
+            tokenizers[place].name = name
     corpora = [load_corpus(name) for name in options.corpus]
     for path in options.files:  # a path mistyped last must not cost the work done first
         check_text_file(path)
     measured: list[Fertility] = []
     texts: list[tuple[str, Iterable[Any]]] = [(str(path), read_documents(path)) for path in options.files]
     texts += [(corpus.name, corpus) for corpus in corpora]
+    bad: list[TextError] = []
     for name, documents in texts:
-        measured += compare(
-            tokenizers,
-            documents,
-            text_name=name,
-            reference=options.reference,
-            seed=options.seed,
-            progress=sys.stderr.isatty(),
-        )
-        _print(measured[-len(tokenizers) :])
-        if options.csv:  # after each text, so that a later bad file loses nothing
+        try:
+            found = compare(
+                tokenizers,
+                documents,
+                text_name=name,
+                reference=None if options.reference == "none" else options.reference,
+                coverage=not options.no_coverage,
+                seed=options.seed,
+                progress=sys.stderr.isatty(),
+            )
+        except TextError as error:  # a bad file must not cost the others
+            bad.append(error)
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        measured += found
+        _print(found)
+        if options.csv:  # after each text, so that a kill loses nothing
             _write_csv(options.csv, measured)
-    if options.csv:
+    if options.csv and measured:
         print(f"written: {options.csv}")
-    if options.plot:
+    if options.plot and measured:
         _draw(options.plot, measured)
         print(f"written: {options.plot}")
-    return 0
+    if bad and measured:
+        print(f"{len(bad)} of {len(texts)} texts could not be measured, see above", file=sys.stderr)
+    return 1 if bad else 0
 
 
 def _nearest_folder(path: Path) -> Path:

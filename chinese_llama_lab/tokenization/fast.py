@@ -40,7 +40,8 @@ def byte_alphabet() -> dict[str, int]:
 
 
 @cache
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
+    """The alphabet read backwards: byte → character."""
     return {byte: letter for letter, byte in byte_alphabet().items()}
 
 
@@ -81,6 +82,8 @@ class FastTokenizer(Tokenizer):
         # A vocabulary may have holes in its numbering: the largest id counts, not the number of entries.
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._size = max(vocabulary.values(), default=-1) + 1
+        if not self._size:
+            raise TokenizerError(f"{name} has no tokens at all", remedy="fetch or copy the file again")
         self.family = f"byte-level {self.kind}" if self.byte_level else self.kind
         # SmolLM2 has no token for 21 of the 256 bytes, and drops them without a word.
         self.lossless = (
@@ -136,7 +139,7 @@ class FastTokenizer(Tokenizer):
 
     def find_token(self, data: bytes) -> int | None:
         if self.byte_level:
-            letters = _byte_letters()
+            letters = byte_letters()
             found = self.tokenizer.token_to_id("".join(letters[byte] for byte in data))
         else:
             try:

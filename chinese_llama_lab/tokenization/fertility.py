@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from chinese_llama_lab.errors import TextError
 from chinese_llama_lab.tokenization.base import Tokenizer, utf8_lengths
-from chinese_llama_lab.tokenization.coverage import character_coverage
-from chinese_llama_lab.tokenization.registry import open_tokenizer
+from chinese_llama_lab.tokenization.coverage import character_coverage, standard_characters
+from chinese_llama_lab.tokenization.registry import as_tokenizer
 
 BATCH_DOCUMENTS = 2048
 BATCH_CHARACTERS = 1 << 20
@@ -39,7 +39,7 @@ class Fertility:
     characters: int
     bytes: int
     tokens: int
-    interval: tuple[float, float]  # bootstrap over documents, of tokens per character
+    interval: tuple[float, float]  # bootstrap over documents; with a single document both ends are the figure
     confidence: float
     split_share: float  # characters cut into several tokens
     byte_share: float  # characters of two bytes or more that became one token a byte
@@ -80,6 +80,8 @@ class Fertility:
             "byte_share": round(self.byte_share, 6),
             "unknown_share": round(self.unknown_share, 6),
             "relative_length": None if self.relative_length is None else round(self.relative_length, 4),
+            "reference": self.reference,
+            "reference_characters": self.reference_characters,
         }
         row.update({f"coverage_{level}": round(share, 4) for level, share in self.coverage.items()})
         return row
@@ -171,8 +173,24 @@ def iterate_texts(texts: Any, column: str = "text", *, first: int = 0) -> Iterat
             )
 
 
+def _check_options(resamples: int, confidence: float, seed: int) -> None:
+    """Raise TextError for an option that no bootstrap can have."""
+    for name, value, fine, allowed in (
+        ("resamples", resamples, resamples >= 1, "1 or more"),
+        ("confidence", confidence, 0 < confidence < 1, "a number between 0 and 1, such as 0.95"),
+        ("seed", seed, seed >= 0, "0 or more"),
+    ):
+        if not fine:
+            raise TextError(f"{name} cannot be {value}", remedy=f"use {allowed}")
+
+
 def _refuse_other_than_texts(texts: Any) -> None:
-    """Raise TextError for one text, for a dictionary of splits, and for what cannot be iterated over."""
+    """Raise TextError for one text, a table, a dictionary of splits, and what cannot be iterated over."""
+    if hasattr(texts, "itertuples"):  # iterating over a pandas table gives the names of its columns
+        raise TextError(
+            "a list of texts was expected, and a table was found",
+            remedy=f"pass one of its columns: {', '.join(map(str, texts.columns))}",
+        )
     if isinstance(texts, str):
         raise TextError("a list of texts was expected, and one text was found", remedy="pass [text]")
     if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
@@ -223,12 +241,12 @@ def _interval(
 
 
 def compare(
-    tokenizers: Sequence[Tokenizer | str],
+    tokenizers: Sequence[Any],
     texts: Iterable[Any],
     *,
     text_name: str | None = None,
     column: str = "text",
-    reference: Tokenizer | str | None = "llama",
+    reference: Any = "llama",
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -238,7 +256,7 @@ def compare(
     """Measure several tokenizers in one pass over one text.
 
     Args:
-        tokenizers: tokenizers, or names and paths that `open_tokenizer` knows.
+        tokenizers: whatever `as_tokenizer` knows: names, paths, or tokenizers of ours or of the libraries.
         texts: strings, documents, mappings, or a `datasets` data set; read once, never held whole.
         text_name: what tables call the text; left out, the name of a corpus, else `text`.
         column: the text column, where rows are mappings.
@@ -256,13 +274,13 @@ def compare(
         TextError: no characters at all, a lone surrogate (document and position are named), a value
             that is no text.
     """
-    opened = [open_tokenizer(t) if isinstance(t, str) else t for t in tokenizers]
-    names = [t if isinstance(t, str) else None for t in tokenizers]
-    if isinstance(reference, str) and reference in names:
-        base: Tokenizer | None = opened[names.index(reference)]
-    else:
-        base = open_tokenizer(reference) if isinstance(reference, str) else reference
+    _check_options(resamples, confidence, seed)
     _refuse_other_than_texts(texts)
+    opened = [as_tokenizer(tokenizer) for tokenizer in tokenizers]
+    named = {t: o for t, o in zip(tokenizers, opened, strict=True) if isinstance(t, str)}
+    base = None if reference is None else named.get(reference) or as_tokenizer(reference)
+    if coverage:  # its list may have to be fetched: before the work, not after it
+        standard_characters()
     tallies = [_Tally(tokenizer) for tokenizer in opened]
     # A reference that is itself measured is not encoded twice.
     same = next((t for t in tallies if t.tokenizer is base), None)
@@ -323,7 +341,7 @@ def compare(
     ]
 
 
-def fertility(tokenizer: Tokenizer | str, texts: Iterable[Any], **options: Any) -> Fertility:
+def fertility(tokenizer: Any, texts: Iterable[Any], **options: Any) -> Fertility:
     """Measure one tokenizer; options as in `compare`.
 
     >>> fertility("llama", ["人工智能是计算机科学、心理学、哲学等学科融合的交叉学科。"]).tokens

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
 
 from chinese_llama_lab.errors import TokenizerError
 from chinese_llama_lab.paths import atomic_file, cache_dir, remove_leftovers
@@ -93,12 +97,50 @@ def open_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
     )
 
 
+def as_tokenizer(given: Any) -> Tokenizer:
+    """A `Tokenizer` from whatever the reader has at hand.
+
+    Args:
+        given: a `Tokenizer`; a name, path or hub id (see `open_tokenizer`); a fast tokenizer of transformers;
+            a `tokenizers.Tokenizer`; or a `SentencePieceProcessor`.
+
+    Raises:
+        TokenizerError: it is none of these.
+    """
+    if isinstance(given, Tokenizer):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return open_tokenizer(given)
+    name = str(getattr(given, "name_or_path", "") or type(given).__name__)
+    inner = getattr(given, "backend_tokenizer", given)
+    if isinstance(inner, tokenizers.Tokenizer):
+        return FastTokenizer(Path(name).name, inner)
+    if isinstance(inner, sentencepiece.SentencePieceProcessor):
+        return SentencePieceTokenizer(name, inner.serialized_model_proto())
+    raise TokenizerError(
+        f"a {type(given).__name__} is no tokenizer that is known here",
+        remedy="give a name, a path, a fast tokenizer of transformers, or a `tokenizers.Tokenizer`",
+    )
+
+
 def _looks_like_hub_id(key: str) -> bool:
     return key.count("/") == 1 and not key.startswith((".", "/", "~")) and all(key.split("/"))
 
 
 @cache  # a tokenizer never changes once it is open, and some take a second to build
 def _open_known(known: Known) -> Tokenizer:
+    try:
+        return _open_source(known)
+    except TokenizerError as error:
+        raise TokenizerError(
+            error.what,
+            where=error.where,
+            remedy=f"the cache may be damaged: run `chinese-llama-lab fetch --verify {known.name}`, and "
+            f"delete {cache_dir() / 'derived'} if that does not help",
+        ) from error
+
+
+def _open_source(known: Known) -> Tokenizer:
     names = [member.filename for member in load_manifest()[known.name].members]
     path = source_file(known.name, names[0])
     if path.suffix == ".gguf":
@@ -114,10 +156,15 @@ def _open_folder(folder: Path) -> Tokenizer:
     for filename in (*HUB_FILES, "vocab.txt"):
         if (folder / filename).is_file():
             return open_tokenizer_file(folder / filename, folder.name)
+    others = sorted(path for path in folder.iterdir() if path.suffix in (".model", ".gguf", ".tiktoken"))
+    if len(others) == 1:
+        return open_tokenizer_file(others[0], folder.name)
     raise TokenizerError(
-        "the folder holds no tokenizer",
+        "the folder holds no tokenizer" if not others else f"the folder holds {len(others)} tokenizers",
         where=str(folder),
-        remedy="it should hold tokenizer.json, tokenizer.model or vocab.txt",
+        remedy="name one of them: " + ", ".join(path.name for path in others)
+        if others
+        else "it should hold tokenizer.json, a .model file, vocab.txt, a .tiktoken or a .gguf file",
     )
 
 

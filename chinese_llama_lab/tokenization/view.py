@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chinese_llama_lab.tokenization.base import Tokenizer
-from chinese_llama_lab.tokenization.registry import open_tokenizer
+from chinese_llama_lab.tokenization.registry import as_tokenizer
 
 # Two light tints that differ in lightness and hue, and a third for bytes; readable in black on white paper.
 _TINTS = ("#cfe3f5", "#fbe5c0")
@@ -85,15 +86,15 @@ def pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
     return tuple(shown)
 
 
-def view(text: str, tokenizers: Sequence[Tokenizer | str]) -> TokenView:
+def view(text: str, tokenizers: Sequence[Any]) -> TokenView:
     """One text under several tokenizers.
 
     Args:
         text: a sentence or two.
-        tokenizers: tokenizers, or names and paths that `open_tokenizer` knows.
+        tokenizers: whatever `as_tokenizer` knows: names, paths, or tokenizers of ours or of the libraries.
 
     Raises:
         TextError: the text has a lone surrogate.
     """
-    opened = [open_tokenizer(t) if isinstance(t, str) else t for t in tokenizers]
+    opened = [as_tokenizer(tokenizer) for tokenizer in tokenizers]
     return TokenView(text, tuple((tokenizer.name, pieces(tokenizer, text)) for tokenizer in opened))

@@ -10,15 +10,16 @@
 # %% [markdown]
 # ## What you will be able to do
 #
-# - **compute** by hand how many bytes a character has, and read byte fallback in a tokenized sentence
+# - **compute** by hand how many bytes a character has, and read byte fallback in a tokenized
+#   sentence
 # - **measure** tokens per character, with an interval, for any tokenizer and any text of yours
 # - **compare** vocabularies 词表 across kinds of text, and by the standard characters they know
 # - **translate** the figure into context length, cache memory and time
 # - **tell** when a low figure misleads
 
 # %% [markdown]
-# Time and memory of this chapter, measured when it was last built. It downloads nothing that chapter
-# 00 has not listed.
+# Time and memory of this chapter, measured when it was last built. It downloads nothing that
+# chapter 00 has not listed.
 
 # %% tags=["chapter-card"]
 from chinese_llama_lab import chapter_card
@@ -45,9 +46,9 @@ profile = current_profile()
 # %% [markdown]
 # ## 1. Bytes and characters by hand
 #
-# Unicode gives every character a number, its *code point* 码位. UTF-8 writes that number in one to four
-# bytes 字节, and the larger the number, the more bytes it takes. Latin letters have small numbers;
-# Chinese characters do not.
+# Unicode gives every character a number, its *code point* 码位. UTF-8 writes that number in one to
+# four bytes 字节, and the larger the number, the more bytes it takes. Latin letters have small
+# numbers; Chinese characters do not.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -58,10 +59,10 @@ for character in "aé中𠮷":
     print(" ".join(f"{byte:08b}" for byte in data))
 
 # %% [markdown]
-# Read the bits. A first byte begins with as many ones as the character has bytes (or with a zero, if
-# it is the only one); every byte after it begins with `10`. So a reader who lands in the middle of a
-# character knows it. The other bits, joined, are the code point: let us put one together again, and
-# check.
+# Read the bits. A first byte begins with as many ones as the character has bytes (or with a zero,
+# if it is the only one); every byte after it begins with `10`. So a reader who lands in the
+# middle of a character knows it. The other bits, joined, are the code point: let us put one
+# together again, and check.
 
 
 # %%
@@ -78,9 +79,9 @@ def code_point(data):
 assert all(code_point(c.encode("utf-8")) == ord(c) for c in "aé中𠮷")
 
 # %% [markdown]
-# **Exercise 1.1.** Write `utf8_length(character)`: how many bytes UTF-8 needs, from the code point
-# alone, without `encode`. The number of *free* bits decides: count them in the rows above (7 for one
-# byte; then 11, 16 and 21).
+# **Exercise 1.1.** Write `utf8_length(character)`: how many bytes UTF-8 needs, from the code
+# point alone, without `encode`. The number of *free* bits decides: count them in the rows above
+# (7 for one byte; then 11, 16 and 21).
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -108,10 +109,10 @@ def utf8_length(character):
 # %% [markdown]
 # ## 2. Byte fallback in one sentence
 #
-# A vocabulary is finite, and Unicode is not far from it. What happens to a character that is not in
-# the vocabulary? Old tokenizers wrote `[UNK]`, unknown, and the character was lost. LLaMA's writes
-# the character's bytes instead: its vocabulary holds one token for each of the 256 bytes. Nothing is
-# lost, but a Chinese character costs three tokens. This is *byte fallback* 字节回退.
+# A vocabulary is finite, and Unicode is not far from it. What happens to a character that is not
+# in the vocabulary? Old tokenizers wrote `[UNK]`, unknown, and the character was lost. LLaMA's
+# writes the character's bytes instead: its vocabulary holds one token for each of the 256 bytes.
+# Nothing is lost, but a Chinese character costs three tokens. This is *byte fallback* 字节回退.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -121,13 +122,13 @@ view(sentence, ["llama", "mistral", "smollm2", "llama-3", "qwen", "deepseek-v4",
 # %% [markdown]
 # Dashed boxes are tokens that are no whole characters. Compare the rows:
 #
-# - LLaMA and Mistral are *SentencePiece* models: a character is one token, or exactly as many tokens
-#   as it has bytes.
-# - SmolLM2, Llama-3, Qwen and DeepSeek are *byte-level* BPE: they merge bytes, and do not know what a
-#   character is. A token may hold two bytes of a character, or the end of one and the beginning of
-#   the next.
-# - BERT's vocabulary lists characters and has no bytes to fall back to: what is not on the list, here
-#   the quotation marks, becomes `[?]` and is gone.
+# - LLaMA and Mistral are *SentencePiece* models: a character is one token, or exactly as many
+#   tokens as it has bytes.
+# - SmolLM2, Llama-3, Qwen and DeepSeek are *byte-level* BPE: they merge bytes, and do not know
+#   what a character is. A token may hold two bytes of a character, or the end of one and the
+#   beginning of the next.
+# - BERT's vocabulary lists characters and has no bytes to fall back to: what is not on the list,
+#   here the quotation marks, becomes `[?]` and is gone.
 #
 # The bytes of one such character, put together by hand:
 
@@ -168,8 +169,8 @@ print(f"LLaMA: {by_hand[0]:.4f} tokens per character, interval {by_hand[1]:.3f} 
 
 # %% [markdown]
 # The package does the same in one pass over any stream, without keeping the text in memory, and
-# counts more on the way: how many characters were cut, how many fell back to bytes, what was lost.
-# Its figure must be ours:
+# counts more on the way: how many characters were cut, how many fell back to bytes, what was
+# lost. Its figure must be ours:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -185,8 +186,8 @@ print(f"characters spelled by byte {measured.byte_share:.2%}")
 # More than one token for each character, although most characters have a token of their own: the
 # quarter that fall back to bytes, three tokens each, are what costs.
 #
-# **Exercise 1.2.** How many times as many tokens does SmolLM2 need for `sample` as DeepSeek-V4? Use
-# `fertility` or `encode`.
+# **Exercise 1.2.** How many times as many tokens does SmolLM2 need for `sample` as DeepSeek-V4?
+# Use `fertility` or `encode`.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -222,7 +223,7 @@ kinds = {
 }
 everything = []
 for name in kinds:
-    corpus = load_corpus(name).take(profile["documents_per_corpus"])
+    corpus = load_corpus(name).sample(profile["documents_per_corpus"])
     everything += compare(tokenizers, corpus, resamples=profile["bootstrap_resamples"])
 measured_rows = results.save("01_fertility", [r.row() for r in everything], seed=0)
 print(f"{sum(r.characters for r in everything[:: len(tokenizers)]):,} characters")
@@ -239,16 +240,16 @@ plots.plot_fertility(
 plt.show()
 
 # %% [markdown]
-# *Alternative text:* dot plot, one row a tokenizer, one marker a kind of text, with horizontal 95 %
-# intervals. English vocabularies (GPT-2, SmolLM2, LLaMA, Mistral, cl100k) lie to the right of the
-# dashed line at one token a character; the vocabularies made for Chinese as well lie to the left of
-# it. Within a row the classical novel is usually dearest.
+# *Alternative text:* dot plot, one row a tokenizer, one marker a kind of text; the 95 % intervals
+# are narrower than most markers. English vocabularies (GPT-2, SmolLM2, LLaMA, Mistral, cl100k)
+# lie to the right of the dashed line at one token a character; vocabularies made for Chinese as
+# well lie to the left of it. In nearly every row the classical novel is the dearest.
 #
-# Three things to read here. **The order of the tokenizers is nearly the same in every kind of text**:
-# the vocabulary decides most. **The kinds differ too**, by more than the intervals: the novel's
-# language is far from the web pages that vocabularies were counted on, so even a vocabulary made for
-# Chinese pays for it. And **size alone does not decide**: look up cl100k and Baichuan in the table,
-# then ask which of the two has more tokens.
+# Three things to read here. **The order of the tokenizers is nearly the same in every kind of
+# text**: the vocabulary decides most. **The kinds differ too**, and mostly by more than the
+# intervals: the novel's language is far from the web pages that vocabularies were counted on, so
+# even a vocabulary made for Chinese pays for it. And **size alone does not decide**: look up
+# cl100k and Baichuan in the table, then ask which of the two has more tokens.
 
 # %%
 table = {}
@@ -264,7 +265,8 @@ results.table("tokens per character", table.values())
 # ## 5. Which characters have a token of their own?
 #
 # China's table of standard characters, 通用规范汉字表, has three levels: common characters, less common
-# ones, and those for names, places and science. How many of each does a vocabulary hold as one token?
+# ones, and those for names, places and science. How many of each does a vocabulary hold as one
+# token?
 
 # %%
 for level, characters in standard_characters().items():
@@ -281,18 +283,19 @@ plots.plot_bars(
 plt.show()
 
 # %% [markdown]
-# *Alternative text:* grouped horizontal bars, one group a tokenizer, one bar for each level of the
-# table of standard characters. Vocabularies made for Chinese hold nearly all of level 1 and differ on
-# levels 2 and 3; English vocabularies hold a small part of level 1 and nothing of the others.
+# *Alternative text:* grouped horizontal bars, one group a tokenizer, one bar for each level of
+# the table of standard characters. Vocabularies made for Chinese hold nearly all of level 1 and
+# differ on levels 2 and 3; vocabularies made for English hold a part of level 1 and next to
+# nothing of the others.
 #
 # Coverage and cost are different things. A vocabulary may hold few rare characters and still be
-# cheap, because rare characters are rare; and it may hold every character but no word, and then it
-# cannot come below one token a character.
+# cheap, because rare characters are rare; and it may hold every character but no word, and then
+# it cannot come below one token a character.
 #
-# **Exercise 1.3.** Which Chinese character is most frequent in `sample` among those that LLaMA has
-# **no** single token for? (`collections.Counter` counts characters;
-# `llama.find_token(character.encode())` gives an id or None; Chinese characters here are those from
-# `"\u4e00"` to `"\u9fff"`.)
+# **Exercise 1.3.** Which Chinese character is most frequent in `sample` among those that LLaMA
+# has **no** single token for? (`collections.Counter` counts characters;
+# `llama.find_token(character.encode())` gives an id or None; Chinese characters here are those
+# from `"\u4e00"` to `"\u9fff"`.)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -318,15 +321,14 @@ costliest_character = "饕"
 #
 # ### The same meaning in two languages
 #
-# A Chinese character says more than a Latin letter, so tokens per character cannot compare languages.
-# Sentences that mean the same can. Here are graded sentences with their translations: how many tokens
-# does the Chinese side cost for each token of the English side? This ratio is called the *premium*
-# 额外成本.
+# A Chinese character says more than a Latin letter, so tokens per character cannot compare
+# languages. Sentences that mean the same can. Here are graded sentences with their translations:
+# how many tokens does the Chinese side cost for each token of the English side? This ratio is
+# called the *premium* 额外成本.
 
 # %%
-limit = profile["documents_per_corpus"]
-sides = {
-    code: compare(tokenizers, load_corpus(code).raw().take(limit), coverage=False, resamples=10)
+sides = {  # all of them, in order, so that each sentence meets its translation
+    code: compare(tokenizers, load_corpus(code).raw(), coverage=False, resamples=10)
     for code in ("hsk-zh", "hsk-en")
 }
 premium = {
@@ -344,19 +346,20 @@ plots.plot_bars(
 plt.show()
 
 # %% [markdown]
-# *Alternative text:* horizontal bars, one a tokenizer, with a dashed line at one. GPT-2, SmolLM2 and
-# LLaMA reach far beyond the line: Chinese costs more than English. The vocabularies made for Chinese
-# end short of it.
+# *Alternative text:* horizontal bars, one a tokenizer, with a dashed line at one. GPT-2, SmolLM2
+# and LLaMA reach far beyond the line: Chinese costs more than English. The vocabularies made for
+# Chinese end short of it.
 #
-# The premium is no property of the Chinese language. It is a property of the text that the vocabulary
-# was counted on.
+# The premium is no property of the Chinese language. It is a property of the text that the
+# vocabulary was counted on.
 
 # %% [markdown]
 # ### Context, cache and price
 #
-# Three bills come in tokens. The *context window* 上下文窗口 holds a fixed number of them. The *KV cache*
-# 键值缓存 keeps, for each token and layer, one key and one value. And work grows with the number of
-# tokens; its attention 注意力 part grows with the square. For a model of LLaMA-7B's shape in 16 bits:
+# Three bills come in tokens. The *context window* 上下文窗口 holds a fixed number of them. The *KV
+# cache* 键值缓存 keeps, for each token and layer, one key and one value. And work grows with the
+# number of tokens; its attention 注意力 part grows with the square. For a model of LLaMA-7B's shape
+# in 16 bits:
 
 # %%
 context_tokens, layers, hidden, bytes_per_number = 2048, 32, 4096, 2
@@ -378,8 +381,9 @@ print(f"{cache_per_token / 1024:.0f} KiB of cache for each token")
 results.table("cost of Chinese news text for one and the same 7B shape", costs)
 
 # %% [markdown]
-# Mind what is held constant: the same model shape with each vocabulary in turn. Real models differ in
-# shape as well, and newer ones share keys and values among heads, which chapter 08 takes up.
+# Mind what is held constant: the same model shape with each vocabulary in turn. Real models
+# differ in shape as well, and newer ones share keys and values among heads, which chapter 08
+# takes up.
 #
 # **Exercise 1.4.** How many KiB of KV cache does one *character* of `sample` cost with LLaMA's
 # tokenizer, at the shape above?
@@ -444,19 +448,19 @@ plt.show()
 
 # %% [markdown]
 # *Alternative text:* horizontal bars, one a tokenizer, of characters per second at the measured
-# number of tokens per second. The bars are the reciprocals of the tokens per character: longest for
-# the vocabularies made for Chinese, shortest for SmolLM2's own and GPT-2's.
+# number of tokens per second. The bars are the reciprocals of the tokens per character: longest
+# for the vocabularies made for Chinese, shortest for SmolLM2's own and GPT-2's.
 #
-# This is the promise of vocabulary extension 词表扩充: the same machine, the same weights for each step,
-# and, as the bars say, several times as much Chinese a second. It is also an idealisation: a larger
-# vocabulary makes the last layer larger, and the model has to learn the new tokens. Chapters 02 to 04
-# do it, and chapter 08 measures what is left of the promise.
+# This is the promise of vocabulary extension 词表扩充: the same machine, the same weights for each
+# step, and, as the bars say, several times as much Chinese a second. It is also an idealisation:
+# a larger vocabulary makes the last layer larger, and the model has to learn the new tokens.
+# Chapters 02 to 04 do it, and chapter 08 measures what is left of the promise.
 
 # %% [markdown]
 # ## 7. When a low figure misleads
 #
-# **First: text may be lost.** BERT's Chinese vocabulary comes out near one token a character. Look at
-# what it keeps:
+# **First: text may be lost.** BERT's Chinese vocabulary comes out near one token a character.
+# Look at what it keeps:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -468,12 +472,12 @@ for name in ["bert-base-chinese", "llama", "qwen"]:
     )
 
 # %% [markdown]
-# An unknown token is one token whatever it swallows, so losing text *lowers* the figure. The package
-# therefore reports the share of unknown tokens beside it, and every tokenizer says whether it is
-# lossless.
+# An unknown token is one token whatever it swallows, so losing text *lowers* the figure. The
+# package therefore reports the share of unknown tokens beside it, and every tokenizer says
+# whether it is lossless.
 #
-# **Second: vocabulary is not free.** Each token has a row in the embedding matrix 词向量矩阵 and one in
-# the output head. What share of a model would they be?
+# **Second: vocabulary is not free.** Each token has a row in the embedding matrix 词向量矩阵 and one
+# in the output head. What share of a model would they be?
 
 # %%
 shapes = {"SmolLM2-135M": (576, 106_203_456, 1), "LLaMA-7B": (4096, 6_476_271_616, 2)}
@@ -490,20 +494,20 @@ assert body == shapes["SmolLM2-135M"][1]
 results.table("what a vocabulary costs", rows)
 
 # %% [markdown]
-# On a small model a large vocabulary is half of the model or more; on a large one the same vocabulary
-# is a small part. This is why the best vocabulary for a model of SmolLM2's size is not the best one
-# for a model of LLaMA's, and chapter 02 asks where to stop.
+# The larger the model, the smaller the share that the same vocabulary takes of it. This is why
+# the best vocabulary for a model of SmolLM2's size is not the best one for a model of LLaMA's,
+# and chapter 02 asks where to stop.
 #
-# **Third: fewer tokens are not better answers.** A token that the model has hardly seen is cheap to
-# count and useless to read. The figure says what text costs, not what the model makes of it.
+# **Third: fewer tokens are not better answers.** A token that the model has hardly seen is cheap
+# to count and useless to read. The figure says what text costs, not what the model makes of it.
 #
 # **Fourth: your text is not this text.** Measure yours: `chinese-llama-lab fertility my.txt
 # --tokenizer llama qwen`.
 #
-# **Exercise 1.5.** Four vocabularies and their tokens per character on the same text: A 0.62 with no
-# unknown tokens, B 0.97 with no unknown tokens, C 0.95 with 2 % unknown tokens, D 1.55 with no
-# unknown tokens. Which one must not be compared by this figure at all? Answer `"A"`, `"B"`, `"C"` or
-# `"D"`.
+# **Exercise 1.5.** Four vocabularies and their tokens per character on the same text: A 0.62 with
+# no unknown tokens, B 0.97 with no unknown tokens, C 0.95 with 2 % unknown tokens, D 1.55 with no
+# unknown tokens. Which one must not be compared by this figure at all? Answer `"A"`, `"B"`, `"C"`
+# or `"D"`.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -537,38 +541,37 @@ display(results.load("01_premium"))
 {key: results.load("01_fertility").provenance[key] for key in ("profile", "seed", "date")}
 
 # %% [markdown]
-# `split_share` is the share of characters that were cut into several tokens, `relative_length` the
-# length with LLaMA's tokenizer as one.
+# `split_share` is the share of characters that were cut into several tokens, `relative_length`
+# the length with LLaMA's tokenizer as one.
 #
 # ## What can go wrong
 #
-# - *Counting the special tokens.* A tokenizer of a chat model may add a beginning-of-text token to
-#   each text. Ours never do.
-# - *Measuring one long string instead of documents.* SentencePiece puts a space before each text it
-#   is given; cutting a text into lines adds one token a line. And without documents there is no
-#   interval.
+# - *Counting the special tokens.* A tokenizer of a chat model may add a beginning-of-text token
+#   to each text. Ours never do.
+# - *Measuring one long string instead of documents.* SentencePiece puts a space before each text
+#   it is given; cutting a text into lines adds one token a line. And a single document has no
+#   interval: its two ends coincide.
 # - *Comparing figures with another denominator.* Tokens per word, per byte and per character are
-#   three different things, and some tables leave out spaces or punctuation. A figure without its text
-#   and its denominator says nothing.
-# - *Normalisation* 规范化. Full-width digits and punctuation are characters of their own. We fold them
-#   (NFKC) in the cleaned corpora, and not in `sample`; the figures differ in the second decimal.
-# - *Reading the interval as more than it is.* It says how much the figure moves when other documents
-#   of the same kind are drawn. It says nothing about other kinds of text: the markers of the central
-#   plot lie far outside one another's intervals.
+#   three different things, and some tables leave out spaces or punctuation. A figure without its
+#   text and its denominator says nothing.
+# - *Normalisation* 规范化. Full-width digits and punctuation are characters of their own. We fold
+#   them (NFKC) in the cleaned corpora, and not in `sample`; the figures differ in the second
+#   decimal.
+# - *Reading the interval as more than it is.* It says how much the figure moves when other
+#   documents of the same kind are drawn. It says nothing about other kinds of text.
 #
 # ## Where this came from
 #
-# - Rust et al., *How Good is Your Tokenizer?*, [arXiv 2012.15613](https://arxiv.org/abs/2012.15613):
-#   fertility as a measure
+# - Rust et al., *How Good is Your Tokenizer?*, [arXiv
+#   2012.15613](https://arxiv.org/abs/2012.15613): fertility as a measure
 # - Petrov et al., *Language Model Tokenizers Introduce Unfairness Between Languages*, [arXiv
 #   2305.15425](https://arxiv.org/abs/2305.15425): the premium
 # - Kudo and Richardson, *SentencePiece*, [arXiv 1808.06226](https://arxiv.org/abs/1808.06226);
-#   Sennrich, Haddow and Birch, *Neural Machine Translation of Rare Words with Subword Units*, [arXiv
-#   1508.07909](https://arxiv.org/abs/1508.07909): BPE
-# - Cui, Yang and Yao, [arXiv 2304.08177](https://arxiv.org/abs/2304.08177): the comparison that this
-#   chapter extends
+#   Sennrich, Haddow and Birch, *Neural Machine Translation of Rare Words with Subword Units*,
+#   [arXiv 1508.07909](https://arxiv.org/abs/1508.07909): BPE
+# - Cui, Yang and Yao, [arXiv 2304.08177](https://arxiv.org/abs/2304.08177): the comparison that
+#   this chapter extends
 # - 通用规范汉字表, State Council of China, 2013
 #
-# **Next:** chapter 02, vocabulary merging 词表合并: if LLaMA's vocabulary is the problem, why not add
-# Chinese tokens to it? The map in [00 Start here](00_start_here.ipynb) shows which chapters are
-# there.
+# **Next:** [02 Vocabulary merging](02_vocabulary_merging.ipynb) 词表合并: if LLaMA's vocabulary is
+# the problem, why not add Chinese tokens to it?
