@@ -25,6 +25,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     merging.add_argument("base", help="the base: `llama`, `mistral`, or a .model file")
     merging.add_argument("extra", type=Path, help="the Chinese model, a .model file")
     merging.add_argument("--policy", choices=("repaired", "published"), default="repaired")
+    _add_texts(merging)  # optional here: they show which joins of Chinese pieces are worth the room left
+    merging.add_argument("--fill", type=int, metavar="N", help="learn N further pieces from the text")
     merging.add_argument("--pad", help="name of the padding piece (repaired: <pad> unless told otherwise)")
     merging.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="must not exist")
     merging.set_defaults(handler=_merge)
@@ -112,7 +114,15 @@ def _merge(options: argparse.Namespace) -> int:
 
     refuse_existing(options.out)
     base = _sentencepiece_file(options.base)
-    result = merge(base, options.extra, options.policy, pad=options.pad or AUTO)
+    given = options.text or options.corpus
+    if given and options.policy == "published":
+        raise LabError(
+            "the published policy looks at no text", remedy="leave --text and --corpus out, or --policy"
+        )
+    texts = _texts(options) if given else None
+    result = merge(
+        base, options.extra, options.policy, pad=options.pad or AUTO, texts=texts, fill=options.fill
+    )
     save_tokenizer(result, options.out)
     print(result.summary())
     print(f"{len(reachability(result.model).unreachable())} pieces can never be produced")

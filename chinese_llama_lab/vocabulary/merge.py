@@ -90,6 +90,7 @@ def merge(
     pad: str | None = AUTO,
     complete: bool | int = True,
     texts: Iterable[str] | None = None,
+    fill: int | None = None,
 ) -> MergeResult:
     """Merge the pieces of `extra` into `base`.
 
@@ -105,6 +106,9 @@ def merge(
             dropped.
         texts: Chinese text. If given, the room left up to the published size is filled with the pairs of Han
             pieces that stand side by side most often in it (`repaired` only).
+        fill: how many pieces to learn from `texts` at most, instead of the room left. The published merge
+            joins digits and the repaired one may not: on text full of numbers some hundreds of further
+            Chinese pieces make up for it.
 
     Returns: a MergeResult.
 
@@ -122,7 +126,7 @@ def merge(
     if policy == "published":
         result = _published(base_model, extra_model, None if pad == AUTO else pad)
     elif policy == "repaired":
-        result = _repaired(base_model, extra_model, pad, complete, texts)
+        result = _repaired(base_model, extra_model, pad, complete, texts, fill)
     else:
         raise VocabularyError(
             f"There is no policy {policy!r}.", where="policy", remedy="Choose 'repaired' or 'published'."
@@ -176,7 +180,12 @@ def _refuse_taken(pad: str, have: set[str]) -> None:
 
 
 def _repaired(
-    base: Any, extra: Any, pad: str | None, complete: bool | int, texts: Iterable[str] | None
+    base: Any,
+    extra: Any,
+    pad: str | None,
+    complete: bool | int,
+    texts: Iterable[str] | None,
+    fill: int | None,
 ) -> MergeResult:
     model = sp_model.copy_model(base)
     rescored = _tell_ties_apart(model)
@@ -209,7 +218,8 @@ def _repaired(
     reached = set(characters) | set(order)
     dropped |= {w: "no merge path" for w in words if w not in reached}
     left_out = sum(reason == NOT_HAN for reason in dropped.values())
-    filled = _fill(model, texts, left_out - len(completed), score) if texts is not None else []
+    wanted = left_out - len(completed) if fill is None else fill
+    filled = _fill(model, texts, wanted, score) if texts is not None else []
     model = _prove(base, model, dropped)
     present = {p.piece for p in model.pieces}
     if model.HasField("trainer_spec"):

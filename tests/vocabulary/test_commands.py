@@ -114,3 +114,14 @@ def test_what_cannot_be_done_is_said(arguments, said, tmp_path, monkeypatch, cap
     assert run(*arguments) == 1
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_for_the_published_policy_is_refused(models, text, tmp_path, capsys):
+    out = tmp_path / "x"
+    assert run("merge-vocab", *models, "--policy", "published", "--text", text, "--out", out) == 1
+    assert "published" in capsys.readouterr().err and not out.exists()
+
+
+def test_text_helps_the_merge(models, text, tmp_path, capsys):
+    assert run("merge-vocab", *models, "--text", text, "--out", tmp_path / "x") == 0
+    assert "0 pieces can never be produced" in capsys.readouterr().out

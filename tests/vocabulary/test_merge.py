@@ -245,3 +245,14 @@ def test_arguments_are_not_changed(small_base, small_extra):
     before = sp_model.sha256(small_base), sp_model.sha256(small_extra)
     merge(small_base, small_extra)
     assert before == (sp_model.sha256(small_base), sp_model.sha256(small_extra))
+
+
+def test_fill_learns_further_pieces_from_the_text(small_base, small_extra):
+    plain = merge(small_base, small_extra)
+    texts = ["天气天气天气很好很好"] * 5
+    filled = merge(small_base, small_extra, texts=texts, fill=3)
+    assert 0 < len(filled.filled) <= 3 and len(filled) == len(plain) + len(filled.filled)
+    assert reachability(filled.model).unreachable() == []
+    shorter, longer = sp_model.processor(filled.model), sp_model.processor(plain.model)
+    assert len(shorter.encode(texts[0])) < len(longer.encode(texts[0]))
+    assert merge(small_base, small_extra, texts=texts, fill=0).model == plain.model
