@@ -31,7 +31,6 @@ _SYMBOLS: dict[State, str] = {"ok": "✔", "note": "·", "problem": "✘"}
 NEEDED_MEMORY_GIB = 6.0
 NEEDED_DISK_GIB = 3.0
 NETWORK_SECONDS = 4.0
-HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -334,26 +333,13 @@ def check_hub() -> list[Finding]:
         return [Finding("hub", "note", "not asked: LAB_OFFLINE is set")]
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return [Finding("hub", "note", "not asked: HF_HUB_OFFLINE is set")]
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
+    from chinese_llama_lab.sources.hub import hub_endpoint, hub_reachable
 
-    url = os.environ.get("HF_ENDPOINT", HUB)
-    shown = without_secrets(url)
-    try:
-        with urlopen(Request(url, method="HEAD"), timeout=NETWORK_SECONDS):
-            return [Finding("hub", "ok", f"{shown} can be reached")]
-    except HTTPError as error:
-        return [Finding("hub", "ok", f"{shown} can be reached (it answers {error.code})")]
-    except (OSError, ValueError) as error:
-        reason = without_secrets(str(getattr(error, "reason", error)))
-        return [
-            Finding(
-                "hub",
-                "note",
-                f"{shown} cannot be reached: {reason}",
-                "only hub models need it; the course runs without",
-            )
-        ]
+    shown = without_secrets(hub_endpoint())
+    if hub_reachable(timeout=NETWORK_SECONDS):
+        return [Finding("hub", "ok", f"{shown} can be reached")]
+    remedy = "only hub models need it; the course runs without"
+    return [Finding("hub", "note", f"{shown} cannot be reached", remedy)]
 
 
 def without_secrets(text: str) -> str:

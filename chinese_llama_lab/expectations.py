@@ -114,26 +114,48 @@ def expect_function(
         answer: the function.
         cases: `Case`s, or tuples `(argument, …, expected)`.
         mistakes: foreseen wrong ways to do it, as a reason and a function that does it that way. The
-            reason is given when the answer returns what that function returns on the failing case.
+            reason is given when the answer returns what that function returns, on every case.
         tolerance: how far numbers may lie from the expected ones, relative for numbers above one.
         seconds: how long one call may take.
         praise: what to say when every case comes out right.
     """
     if not callable(answer):
         return wrong(f"a function is wanted, and this is {_kind(answer)}: {shorten(answer)}")
-    tried = 0
-    for case in cases:
-        case = case if isinstance(case, Case) else Case(tuple(case[:-1]), case[-1])
-        verdict = _try(answer, case, mistakes or {}, tolerance, seconds)
+    tried = [case if isinstance(case, Case) else Case(tuple(case[:-1]), case[-1]) for case in cases]
+    for case in tried:
+        verdict = _try(answer, case, tried, mistakes or {}, tolerance, seconds)
         if verdict is not None:
             return verdict
-        tried += 1
-    return right(praise or f"it gives the expected value in all {tried} cases")
+    return right(praise or f"it gives the expected value in all {len(tried)} cases")
+
+
+def _same_way(
+    answer: Callable[..., Any],
+    mistake: Callable[..., Any],
+    cases: Sequence[Case],
+    tolerance: float,
+    seconds: float,
+) -> bool:
+    """Whether both give the same on every case: on one case alone different mistakes agree."""
+    try:
+        return all(
+            same(
+                call_with_limit(answer, copy.deepcopy(case.args), seconds),
+                mistake(*copy.deepcopy(case.args)),
+                tolerance,
+            )
+            for case in cases
+        )
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return False
 
 
 def _try(
     answer: Callable[..., Any],
     case: Case,
+    cases: Sequence[Case],
     mistakes: Mapping[str, Callable[..., Any]],
     tolerance: float,
     seconds: float,
@@ -163,10 +185,10 @@ def _try(
             wrong_value = mistake(*copy.deepcopy(case.args))
         except Exception:
             continue  # a mistaken way that cannot do this case explains nothing about it
-        if same(got, wrong_value, tolerance):
+        if same(got, wrong_value, tolerance) and _same_way(answer, mistake, cases, tolerance, seconds):
             return wrong(f"{reason} ({call} gave {shorten(got)} instead of {shorten(case.expected)})")
     if got is None:
-        return wrong(f"{call} returned None: is a `return` missing?{_because(case)}")
+        return wrong(f"{call} returned None: is a `return` missing?{_because(case)[1:]}")
     return wrong(f"{call} gave {shorten(got)} instead of {shorten(case.expected)}{_because(case)}")
 
 

@@ -93,15 +93,20 @@ def plot_fertility(
             color=PALETTE[place % len(PALETTE)],
             markersize=5,
             linewidth=1,
-            label=(labels or {}).get(text, text).replace("$", r"\$"),  # no formula, but a file's name
+            label=_literal((labels or {}).get(text, text)),
         )
     axes.axvline(1.0, color="#555555", linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(order)), [name.replace("$", r"\$") for name in order])
+    axes.set_yticks(range(len(order)), [_literal(name) for name in order])
     axes.set_xlabel("tokens per character (lower is cheaper); the dashed line is one token a character")
     axes.set_xlim(left=0)
     axes.set_title(title)
     axes.legend(loc="lower right", fontsize=8)
     return figure, axes
+
+
+def _literal(name: str) -> str:
+    """A file's name as matplotlib shows it unchanged: `$` begins a formula, and `_` hides from the legend."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], reference: float | None) -> None:

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from chinese_llama_lab.course import clean
@@ -417,3 +418,13 @@ def test_an_empty_source_and_a_damaged_notebook_are_errors_that_name_the_file(tm
     (tmp_path / "90_toy.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(CourseError, match="no readable notebook"):
         read_notebook(tmp_path / "90_toy.ipynb")
+
+
+@pytest.mark.parametrize("last", ["", "1 / 0"])
+def test_no_kernel_outlives_its_notebook(tmp_path: Path, last: str) -> None:
+    text = f"# %%\nimport os, pathlib\npathlib.Path('pid').write_text(str(os.getpid()))\n{last}\n"
+    chapter = make(tmp_path / "a", text)
+    run = execute(read_source(chapter.source), folder=tmp_path, environment={})
+    assert (run.failure is not None) == bool(last)
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -187,7 +187,11 @@ def execute(
         log = Path(private) / "kernel.log"
         with _Ticker(progress, state), log.open("wb") as stderr:
             try:
-                client.execute(env=kernel_environment(environment, Path(private)), stderr=stderr)
+                # A kernel manager that was passed in is not shut down unless asked: each chapter's kernel
+                # would keep its memory until the whole course has run.
+                client.execute(
+                    cleanup_kc=True, env=kernel_environment(environment, Path(private)), stderr=stderr
+                )
             except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
                 said = log.read_text(encoding="utf-8", errors="replace")
                 text = _describe(error, memory.peak_bytes, cell_timeout, said)

@@ -85,6 +85,7 @@ def _(answer: Any) -> Verdict:
             Case(("越来越", {"越来", "越来越"}), True),
             Case(("越来越", {"来越", "越来越"}), True, "the last join may be 越 + 来越"),
             Case(("越来越", {"越来", "来越"}), False, "the word itself must be a piece"),
+            Case(("中华人民", {"中华人", "中华人民"}), False, "no join leads to the piece 中华人"),
             Case(
                 ("改革开放", {"改革", "开放", "改革开放"}),
                 True,

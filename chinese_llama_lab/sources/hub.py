@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from chinese_llama_lab.sources.fetch import is_offline
@@ -9,9 +10,7 @@ from chinese_llama_lab.sources.fetch import is_offline
 
 def hub_endpoint() -> str:
     """The hub's address, or the mirror's in `HF_ENDPOINT`."""
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
 def hub_reachable(timeout: float = 3.0) -> bool:

@@ -215,18 +215,20 @@ def find_archive(package: Package, settings: IndexSettings, client: PyPIClient) 
             remedy="unset PIP_NO_INDEX or pip's `no-index` setting, or set PIP_FIND_LINKS to a folder "
             f"that holds {package.archive}",
         )
-    if not seen and problems and not answered:
+    offers = f"{'versions ' + ', '.join(sorted(seen)[-8:]) if seen else 'no version'} of {package.name}"
+    if problems and not answered:  # what a folder lacks says nothing about the index that is silent
         raise SourceError(
-            f"no package index could be reached for {package.archive} ({_megabytes(package.size)})",
+            f"no package index could be reached for {package.archive} ({_megabytes(package.size)})"
+            + (f"; what can be reached offers {offers}" if seen else ""),
             where="; ".join(problems),
             remedy="check the network, proxy and index settings (`chinese-llama-lab doctor`), or set "
             "PIP_INDEX_URL to a mirror that you can reach",
         )
     looked = [*problems, *(url for url in settings.public if not any(p.startswith(url) for p in problems))]
     raise SourceError(
-        f"{package.archive} is not on the index any more: it offers "
-        f"{'versions ' + ', '.join(sorted(seen)[-8:]) if seen else 'no version'} of {package.name}",
-        where="; ".join(looked) or "no index is configured (no-index)",
+        f"{package.archive} is not on the index any more: it offers {offers} "
+        f"({_megabytes(package.size)} are wanted)",
+        where="; ".join(looked),
         remedy=f"try PIP_INDEX_URL={DEFAULT_INDEX} (a mirror may lag behind), or obtain {package.archive} "
         "elsewhere and put it into the cache folder's `downloads/`: its sha256 is checked before use",
     )

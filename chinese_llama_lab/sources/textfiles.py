@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from chinese_llama_lab.errors import TextError
 
 # A longer line is cut into several documents, so that memory stays bounded whatever the file holds.
 LINE_BYTES = 1 << 22
-_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_MARKS = {  # UTF-32's begins as UTF-16's does: it comes first
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 _ENCODINGS = ("gb18030", "big5", "utf-16-le", "utf-16-be")
 _SHOWN = {"gb18030": "GBK/GB18030"}
 # About a hundred of the most frequent characters, simplified and traditional.
@@ -98,7 +104,10 @@ def _not_utf8(
         encoding = guess_encoding(sample)
     guess = f"; it looks like {_SHOWN.get(encoding, encoding)}" if encoding else ""
     if encoding:
-        fix = f"convert it: iconv -f {encoding} -t utf-8 {path.name} > {path.stem}.utf8{path.suffix}"
+        names = shlex.quote(path.name), shlex.quote(f"{path.stem}.utf8{path.suffix}")
+        fix = f"convert it: iconv -f {encoding} -t utf-8 {names[0]} > {names[1]}"
+    elif sample.startswith(b"\x1f\x8b"):
+        fix = "it is compressed: unpack it first, gunzip " + shlex.quote(path.name)
     elif not only_ascii:
         fix = (
             "the text before this place is UTF-8, so the damaged file must be copied again, or it "

@@ -49,7 +49,7 @@ def extract(archive: Path, wanted: dict[str, tuple[Member, Path]]) -> None:
             raise SourceError(
                 f"{archive.name} could not be unpacked: {error.strerror}",
                 where=str(error.filename or archive.parent),
-                remedy="free some space there, or set LAB_CACHE_DIR to another folder",
+                remedy="free some space there, remove what is in the way, or set LAB_CACHE_DIR",
             ) from error
         raise SourceError(
             f"{archive.name} is damaged: {error}", where=str(archive), remedy="delete it and fetch again"

@@ -118,7 +118,7 @@ def _print(measured: list[Fertility]) -> None:
     )
     width = max(len(result.tokenizer) for result in measured)
     head = f"  {'tokenizer':<{width}}  tokens/char  [95 % interval]    chars/token  bytes/token"
-    print(f"{head}  × {first.reference}  cut chars  as bytes  unknown  level 1/2/3")
+    print(f"{head}  × {first.reference or '—'}  cut chars  as bytes  unknown  level 1/2/3")
     for result in measured:
         low, high = result.interval
         relative = "" if result.relative_length is None else f"{result.relative_length:.3f}"
@@ -126,7 +126,7 @@ def _print(measured: list[Fertility]) -> None:
         print(
             f"  {result.tokenizer:<{width}}  {result.tokens_per_character:11.4f}  [{low:.4f}, {high:.4f}]"
             f"  {result.characters_per_token:11.3f}  {result.bytes_per_token:11.3f}"
-            f"  {relative:>{len(first.reference or '') + 2}}  {result.split_share:9.2%}"
+            f"  {relative:>{len(first.reference or '—') + 2}}  {result.split_share:9.2%}"
             f"  {result.byte_share:8.2%}  {result.unknown_share:7.2%}  {levels}"
         )
 

@@ -82,14 +82,16 @@ class FastTokenizer(Tokenizer):
         # A vocabulary may have holes in its numbering: the largest id counts, not the number of entries.
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._size = max(vocabulary.values(), default=-1) + 1
-        if not self._size:
-            raise TokenizerError(f"{name} has no tokens at all", remedy="fetch or copy the file again")
+        if len(vocabulary) <= len(self._special):
+            problem = "nothing but special tokens" if vocabulary else "no tokens at all"
+            raise TokenizerError(f"{name} has {problem}", remedy="fetch, copy or save the tokenizer again")
         self.family = f"byte-level {self.kind}" if self.byte_level else self.kind
         # SmolLM2 has no token for 21 of the 256 bytes, and drops them without a word.
         self.lossless = (
             vocabulary.keys() >= byte_alphabet().keys()
             if self.byte_level
             else bool(model.get("byte_fallback"))
+            and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
         )
 
     @classmethod
@@ -100,7 +102,7 @@ class FastTokenizer(Tokenizer):
             TokenizerError: the file is no JSON, or not one that `tokenizers` understands.
         """
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         except Exception as error:  # tokenizers raises a bare Exception
             raise TokenizerError(
                 f"{path.name} is not a whole tokenizer.json: {error}",

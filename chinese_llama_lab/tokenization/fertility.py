@@ -275,6 +275,8 @@ def compare(
             that is no text.
     """
     _check_options(resamples, confidence, seed)
+    if isinstance(tokenizers, str):
+        tokenizers = [tokenizers]
     _refuse_other_than_texts(texts)
     opened = [as_tokenizer(tokenizer) for tokenizer in tokenizers]
     named = {t: o for t, o in zip(tokenizers, opened, strict=True) if isinstance(t, str)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 from collections.abc import Callable
@@ -135,8 +136,7 @@ def _open_known(known: Known) -> Tokenizer:
         raise TokenizerError(
             error.what,
             where=error.where,
-            remedy=f"the cache may be damaged: run `chinese-llama-lab fetch --verify {known.name}`, and "
-            f"delete {cache_dir() / 'derived'} if that does not help",
+            remedy=f"the file in the cache is damaged: run `chinese-llama-lab fetch --verify {known.name}`",
         ) from error
 
 
@@ -235,7 +235,12 @@ def _open_gguf(path: Path, name: str, cached_as: str | None = None) -> Tokenizer
             remedy="only `llama` (SentencePiece) and `gpt2` (byte-level BPE) are known; "
             "use the model's tokenizer.json instead",
         )
-    return open_tokenizer_file(converted_gguf(cached_as), name)
+    converted = converted_gguf(cached_as)
+    try:
+        return open_tokenizer_file(converted, name)
+    except TokenizerError:  # damaged since it was made, and no fetch would replace it
+        converted.unlink(missing_ok=True)
+        return open_tokenizer_file(converted_gguf(cached_as), name)
 
 
 def converted_gguf(source: str) -> Path:
@@ -278,7 +283,7 @@ _NO_TOKENIZERS = {
 
 _KINDS: list[tuple[Callable[[bytes, Path], bool], Callable[[Path, str], Tokenizer]]] = [
     (lambda head, _: head.startswith(b"GGUF"), _open_gguf),
-    (lambda head, _: head.lstrip().startswith(b"{"), FastTokenizer.from_file),
+    (lambda head, _: head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"), FastTokenizer.from_file),
     (_is_tiktoken, TiktokenTokenizer.from_file),
     (_is_wordpiece, wordpiece),
     # Whatever else is binary is offered to SentencePiece, which says clearly if it is not one.

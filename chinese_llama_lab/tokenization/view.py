@@ -96,5 +96,5 @@ def view(text: str, tokenizers: Sequence[Any]) -> TokenView:
     Raises:
         TextError: the text has a lone surrogate.
     """
-    opened = [as_tokenizer(tokenizer) for tokenizer in tokenizers]
+    opened = [as_tokenizer(t) for t in ([tokenizers] if isinstance(tokenizers, str) else tokenizers)]
     return TokenView(text, tuple((tokenizer.name, pieces(tokenizer, text)) for tokenizer in opened))

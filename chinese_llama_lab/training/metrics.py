@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from chinese_llama_lab.errors import TextError
+from chinese_llama_lab.tokenization.base import utf8_lengths
+from chinese_llama_lab.tokenization.fertility import iterate_texts
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def bits_per_character(
     nats, tokens, characters = 0.0, 0, 0
     try:
         with torch.inference_mode():
-            for text in texts:
+            for number, text in enumerate(iterate_texts(texts)):
+                utf8_lengths([text], first=number)  # names the text that holds a lone surrogate
                 ids = tokenizer.encode(text, add_special_tokens=False)
                 if ids:
                     nats += _nats(model, [first, *ids], window, stride, head_rows)

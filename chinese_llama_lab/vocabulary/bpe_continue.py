@@ -32,6 +32,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from chinese_llama_lab.tokenization.fertility import iterate_texts
 from chinese_llama_lab.vocabulary import byte_level, han
 from chinese_llama_lab.vocabulary.errors import VocabularyError
 
@@ -167,7 +168,7 @@ def han_token_runs(
     A run never crosses the border of a pre-tokenizer unit, since no merge does.
     """
     words: Counter[tuple[int, ...]] = Counter()
-    iterator = iter(texts)
+    iterator = iterate_texts(texts)
     while lines := list(islice(iterator, batch)):
         for encoding in tokenizer.encode_batch(lines, add_special_tokens=False):
             ids, units = encoding.ids, encoding.word_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    from chinese_llama_lab.tokenization.registry import known_tokenizers
     from chinese_llama_lab.vocabulary.merge import AUTO, merge
     from chinese_llama_lab.vocabulary.reachability import reachability
     from chinese_llama_lab.vocabulary.save import refuse_existing, save_tokenizer
@@ -127,6 +129,10 @@ def _merge(options: argparse.Namespace) -> int:
     print(result.summary())
     print(f"{len(reachability(result.model).unreachable())} pieces can never be produced")
     print(f"sha256 of tokenizer.model: {result.sha256}")
+    if options.base in known_tokenizers() and options.policy == "published":
+        print(
+            "(the base was rebuilt from its pieces and scores: the original's bytes need its own .model file)"
+        )
     print(f"written: {options.out}")
     return 0
 
@@ -138,6 +144,7 @@ def _fast_tokenizer(name: str) -> object:
     from chinese_llama_lab.sources.models import BUNDLED, converted_model
     from chinese_llama_lab.tokenization.fast import FastTokenizer
     from chinese_llama_lab.tokenization.registry import open_tokenizer
+    from chinese_llama_lab.tokenization.tiktoken_file import TiktokenTokenizer
 
     if name in BUNDLED:
         return AutoTokenizer.from_pretrained(converted_model(name))
@@ -146,8 +153,9 @@ def _fast_tokenizer(name: str) -> object:
     opened = open_tokenizer(name)
     if not isinstance(opened, FastTokenizer):
         raise LabError(
-            f"{name} is no byte-level BPE tokenizer that can be continued: {opened.family}",
-            remedy="give a tokenizer.json; merge SentencePiece models with merge-vocab",
+            f"{name} holds no list of merges that could be continued: it is a "
+            f"{'tiktoken vocabulary' if isinstance(opened, TiktokenTokenizer) else opened.family + ' model'}",
+            remedy="give the model's tokenizer.json; merge SentencePiece models with merge-vocab",
         )
     return opened.tokenizer
 
@@ -182,6 +190,12 @@ def _extend(options: argparse.Namespace) -> int:
     from chinese_llama_lab.vocabulary.save import refuse_existing
 
     refuse_existing(options.out)
+    if not (options.tokenizer / "tokenizer.json").is_file():
+        raise LabError(
+            "there is no tokenizer.json in that folder",
+            where=str(options.tokenizer),
+            remedy="give the folder that continue-bpe or merge-vocab wrote",
+        )
     model, old = load_base(options.model, dtype=options.dtype)
     new = AutoTokenizer.from_pretrained(options.tokenizer)
     words = {word: found[0] for word, found in glosses().items()} if options.strategy == "gloss" else None
@@ -197,6 +211,9 @@ def _extend(options: argparse.Namespace) -> int:
     with atomic_folder(options.out) as folder:
         model.save_pretrained(folder)
         new.save_pretrained(folder)
+        sentencepiece_file = options.tokenizer / "tokenizer.model"
+        if sentencepiece_file.is_file():  # transformers saves the fast tokenizer alone
+            shutil.copyfile(sentencepiece_file, folder / "tokenizer.model")
     print(report)
     print(f"written: {options.out}")
     return 0

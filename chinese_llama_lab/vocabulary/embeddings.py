@@ -88,6 +88,13 @@ def extend_embeddings(
         raise VocabularyError(
             f"pad_to_multiple_of is {pad_to_multiple_of}.", remedy="Use 1 or more, or None."
         )
+    for name, tokenizer in (("old_tokenizer", old_tokenizer), ("new_tokenizer", new_tokenizer)):
+        if not hasattr(tokenizer, "pad_token_id"):
+            raise VocabularyError(
+                f"A {type(tokenizer).__name__} knows no padding and no end of text.",
+                where=name,
+                remedy="Pass a transformers tokenizer, such as PreTrainedTokenizerFast(tokenizer_object=…).",
+            )
     old_size, new_size = _check_extension(old_tokenizer, new_tokenizer)
     old_rows = int(model.get_input_embeddings().weight.shape[0])
     if old_rows < old_size:
@@ -99,7 +106,7 @@ def extend_embeddings(
     multiple = pad_to_multiple_of or 1
     # Never fewer rows than there were: Qwen's hub models have spare rows already, and new tokens may fill
     # those.
-    wanted = max(-(-new_size // multiple) * multiple, old_rows if old_rows > new_size else 0)
+    wanted = -(-max(new_size, old_rows) // multiple) * multiple
     tied = _is_tied(model)
     plan, sources = _plan(old_tokenizer, new_tokenizer, old_size, strategy, glosses)
 

@@ -30,10 +30,13 @@ import numpy as np
 
 from chinese_llama_lab.vocabulary import han, sp_model
 from chinese_llama_lab.vocabulary.errors import VocabularyError
+from chinese_llama_lab.vocabulary.frequent_joins import count_joins, frequent_joins, most_frequent
 from chinese_llama_lab.vocabulary.reachability import reachability
 
 Policy = Literal["repaired", "published"]
 AUTO = "auto"
+# Measured with the published Chinese model on six kinds of text: see `results/bench_merge.csv`.
+FILL_FOR_EACH = 4
 NOT_HAN = "not Han alone"
 
 
@@ -50,7 +53,7 @@ class MergeResult:
         completed: pieces that were added because a longer word needs them on its way.
         dropped: pieces of the extra model that were left out, with the reason.
         rescored: base pieces whose tied scores were told apart, with their new scores.
-        filled: pieces that were learnt from `texts`.
+        filled: further joins of Chinese pieces, from `texts` or from the list of frequent ones.
     """
 
     model: Any
@@ -104,11 +107,11 @@ def merge(
         complete: add missing steps on the way to a longer word (`越来` for `越来越`): by default as many as
             pieces of the extra model were left out, or a number, or False; words still unreachable are
             dropped.
-        texts: Chinese text. If given, the room left up to the published size is filled with the pairs of Han
-            pieces that stand side by side most often in it (`repaired` only).
-        fill: how many pieces to learn from `texts` at most, instead of the room left. The published merge
-            joins digits and the repaired one may not: on text full of numbers some hundreds of further
-            Chinese pieces make up for it.
+        texts: Chinese text to learn further joins of Chinese pieces from (`repaired` only); by default a
+            list that was learnt from the course's corpora (`frequent_joins.py`).
+        fill: how many such joins to add at most. By default four for each piece of digits, letters or
+            punctuation that was left out: the published merge joins digits, the repaired one may not, and
+            this makes up for it on text full of numbers. 0 adds none.
 
     Returns: a MergeResult.
 
@@ -122,6 +125,12 @@ def merge(
             f"The extra model is a {sp_model.model_type(extra_model)} model.",
             where="extra model",
             remedy="Give a unigram or BPE model.",
+        )
+    if policy == "published" and (texts is not None or fill is not None):
+        raise VocabularyError(
+            "The published policy looks at no text and fills nothing.",
+            where="texts, fill",
+            remedy="Leave them out, or use the policy 'repaired'.",
         )
     if policy == "published":
         result = _published(base_model, extra_model, None if pad == AUTO else pad)
@@ -218,8 +227,8 @@ def _repaired(
     reached = set(characters) | set(order)
     dropped |= {w: "no merge path" for w in words if w not in reached}
     left_out = sum(reason == NOT_HAN for reason in dropped.values())
-    wanted = left_out - len(completed) if fill is None else fill
-    filled = _fill(model, texts, wanted, score) if texts is not None else []
+    wanted = FILL_FOR_EACH * left_out - len(completed) if fill is None else fill
+    filled = _fill(model, texts, wanted, score)
     model = _prove(base, model, dropped)
     present = {p.piece for p in model.pieces}
     if model.HasField("trainer_spec"):
@@ -443,21 +452,23 @@ def _apply(
     return sorted(touched)
 
 
-def _fill(model: Any, texts: Iterable[str], room: int, score: _Descending) -> list[str]:
-    """Append the `room` most frequent pairs of neighbouring Han pieces, counted once over `texts`.
+def _fill(model: Any, texts: Iterable[str] | None, room: int, score: _Descending) -> list[str]:
+    """Append up to `room` joins of two neighbouring Han pieces, the most frequent first.
 
     Two pieces that stand side by side in some encoding also do so in the encoding of the two alone
     (`bpe.py`), so each pair can be joined, at the lowest ranks, without a further step on the way.
     """
-    sp = sp_model.processor(model)
+    if room <= 0:
+        return []
     have = {p.piece for p in model.pieces}
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for left, right in itertools.pairwise(sp.encode(text, out_type=str)):
-            if han.is_han(left + right) and left + right not in have:
-                counts[left + right] += 1
-    # The first of equally frequent ones is the smaller string: the order of the texts does not matter.
-    best = sorted((w for w, n in counts.items() if n > 1), key=lambda w: (-counts[w], w))[: max(room, 0)]
+    if texts is None:
+        alone = sp_model.bare_processor(model)
+        words = [w for w in frequent_joins() if w not in have]
+        cut = alone.encode(words, out_type=str)
+        best = [w for w, pieces in zip(words, cut, strict=True) if len(pieces) == 2][:room]
+    else:
+        counts = count_joins(model, texts)
+        best = most_frequent(Counter({w: n for w, n in counts.items() if w not in have}), room)
     for piece in best:
         _append(model, piece, score.next(), sp_model.NORMAL)
     return best

@@ -10,8 +10,9 @@ added ones.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from chinese_llama_lab.vocabulary import byte_level, sp_model
 from chinese_llama_lab.vocabulary.bpe import can_still_become_one, merge_steps
 from chinese_llama_lab.vocabulary.errors import VocabularyError
 
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how a model with byte fallback names its bytes
 NOT_TEXT = "not from text"  # control and unknown pieces: reserved, never produced from text by design
 
 
@@ -190,7 +192,7 @@ def _why_not(index: int, piece: str, symbols: list[str], scores: dict[str, float
     return Verdict(index, piece, False, "no merge path", tuple(final))
 
 
-def _byte_needed(byte: int, known: dict[str, float]) -> bool:
+def _byte_needed(byte: int, known: Mapping[str, float]) -> bool:
     """Whether a character without a piece of its own has this byte in its UTF-8 form."""
     if byte < 0x80:
         return chr(byte) not in known and chr(byte) != " "
@@ -231,6 +233,9 @@ def _tokenizers(tokenizer: Any) -> Reachability:
             verdicts[index] = Verdict(
                 index, token, not added[index].special, NOT_TEXT if added[index].special else ""
             )
+        elif tokenizer.model.byte_fallback and _BYTE_PIECE.fullmatch(token):
+            needed = _byte_needed(int(token[3:5], 16), vocabulary)
+            verdicts[index] = Verdict(index, token, needed, "" if needed else "byte never needed")
         elif encoding.ids != [index]:
             verdicts[index] = _why_not_ranked(index, token, encoding.tokens, ranks)
         elif byte_like and not _passes(tokenizer, token):

@@ -164,6 +164,7 @@ def save_tokenizer(model: Any, folder: str | Path, *, add_bos: bool = True, max_
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
+        "add_bos_token": add_bos,
         "unk_token": next(p.piece for p in proto.pieces if p.type == sp_model.UNKNOWN),
     }
     for name, piece in (
@@ -198,11 +199,31 @@ def refuse_existing(folder: Path) -> None:
 
 
 def slow_tokenizer(folder: str | Path) -> Any:
-    """transformers' SentencePiece-backed ("slow") tokenizer for a folder that `save_tokenizer` wrote."""
+    """transformers' SentencePiece-backed ("slow") tokenizer for a folder that `save_tokenizer` wrote.
+
+    Raises: VocabularyError if a file is missing.
+    """
     from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
+    class WithBos(SentencePieceBackend):  # type: ignore[misc]
+        """As the fast tokenizer: BOS in front of each text when special tokens are asked for."""
+
+        def build_inputs_with_special_tokens(
+            self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+        ) -> list[int]:
+            second = [] if token_ids_1 is None else [self.bos_token_id, *token_ids_1]
+            return [self.bos_token_id, *token_ids_0, *second]
+
     folder = Path(folder)
+    for filename in ("tokenizer.model", "tokenizer_config.json"):
+        if not (folder / filename).is_file():
+            raise VocabularyError(
+                f"The folder has no {filename}.",
+                where=str(folder),
+                remedy="Give a folder that `save_tokenizer` wrote; transformers' own saving drops the model.",
+            )
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     names = {k: v for k, v in config.items() if k.endswith("_token") and isinstance(v, str)}
     # legacy=True: SentencePiece puts the leading space itself. legacy=False cuts it off and changes ids.
-    return SentencePieceBackend(vocab_file=str(folder / "tokenizer.model"), legacy=True, **names)
+    kind = WithBos if config.get("add_bos_token") and "bos_token" in names else SentencePieceBackend
+    return kind(vocab_file=str(folder / "tokenizer.model"), legacy=True, **names)

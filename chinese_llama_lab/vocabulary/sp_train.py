@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import sentencepiece
 
+from chinese_llama_lab.tokenization.fertility import iterate_texts
 from chinese_llama_lab.vocabulary import han, sp_model
 from chinese_llama_lab.vocabulary.errors import VocabularyError
 
@@ -50,7 +51,7 @@ def train_sentencepiece(
         texts: training text; each string is cut at line breaks, blank lines are left out.
         vocab_size: pieces to make, the unknown and control pieces included.
         model_type: `unigram` (as published) or `bpe`.
-        character_coverage: share of all characters that get a piece, in (0, 1].
+        character_coverage: share of all characters that get a piece; SentencePiece takes 0.98 to 1.
         byte_fallback: spell other characters as bytes (256 pieces) instead of `<unk>`.
         normalization: `nmt_nfkc`, `nfkc`, `nmt_nfkc_cf`, `nfkc_cf` or `identity`.
         split_digits: one piece for each digit, as in LLaMA.
@@ -113,7 +114,7 @@ def train_sentencepiece(
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    for number, text in enumerate(texts):
+    for number, text in enumerate(iterate_texts(texts)):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -5,8 +5,8 @@
 #
 # A large language model 大语言模型 reads *tokens* 词元, not letters. Which tokens exist was decided
 # before training, by counting English. This course takes such a model and adapts it to Chinese,
-# step by step and for real: every number that you will read was computed by a cell above it, on a
-# real model, real tokenizers and real text.
+# step by step and for real: every number that you will read was computed by a cell, on a real
+# model, real tokenizers and real text, or stands in a table with its source.
 
 # %% [markdown]
 # ## What you will be able to do
@@ -68,9 +68,10 @@ view(english, ["llama", "qwen"])
 # %% [markdown]
 # ## 2. What was done in 2023
 #
-# LLaMA was the first strong model whose weights researchers could get, and it had seen almost no
-# Chinese. Yiming Cui, Ziqing Yang and Xin Yao published a recipe that thousands of people
-# followed, **Chinese-LLaMA-Alpaca**. Its steps, with the figures that its authors published:
+# LLaMA was the first model of its strength that a small research group could get and run, and
+# it had seen almost no Chinese. Yiming Cui, Ziqing Yang and Xin Yao published a recipe that
+# thousands of people followed, **Chinese-LLaMA-Alpaca**. Its steps, with the figures that its
+# authors published:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -82,17 +83,17 @@ read_table(data_dir() / "recipe_steps.csv")
 # %% [markdown]
 # ### What has replaced it
 #
-# Today you would rarely start from an English model. Newer models (Qwen, DeepSeek, Llama from its
-# third generation on) are trained with larger vocabularies on many languages, so the first two
-# steps are no longer needed for Chinese. The third generation of the very same project dropped
-# the vocabulary extension.
+# Today you would rarely start from an English model. Newer models (Qwen, DeepSeek, Llama from
+# its third generation on) are trained with larger vocabularies on many languages, so the first
+# two steps are no longer needed for Chinese. The third generation of the very same project
+# dropped the vocabulary extension.
 #
 # So why learn it? Because every step is a question that comes back with **every** language,
-# domain and model: *does the tokenizer fit my text? where should a new row start? how much can a
-# low-rank update learn, and what is forgotten? what do four bits lose? what does a benchmark
+# domain and model: *does the tokenizer fit my text? where should a new row start? how much can
+# a low-rank update learn, and what is forgotten? what do four bits lose? what does a benchmark
 # score mean?* Nowhere else are they met so plainly, in an order that builds, on models small
-# enough to run at home. And the old scripts have known faults, which are worth more to a learner
-# than clean code: in chapter 02 you will find them yourself.
+# enough to run at home. And the old scripts have known faults, which are worth more to a
+# learner than clean code: in chapter 02 you will find them yourself.
 
 # %% [markdown]
 # ## 3. This machine, and a real model
@@ -107,8 +108,8 @@ print(report(examine({name: CHECKS[name] for name in ("processor", "memory", "gp
 
 # %% [markdown]
 # The base model of the course is **SmolLM2-135M**. It is small, English, and built exactly like
-# LLaMA, so each function that you meet here takes a larger model by another name. Let us hear it
-# speak.
+# LLaMA, so each function that you meet here takes a larger model by another name. Let us hear
+# it speak.
 
 # %%
 from chinese_llama_lab.sources.models import load_base
@@ -132,9 +133,10 @@ for prompt in ["The capital of China is", "Rivers flow into", "中国的首都�
     print(f"{prompt!r}\n    → {continue_text(prompt)!r}")
 
 # %% [markdown]
-# Its English is fluent. Its Chinese is not: it has seen too little of it, and it needs more steps
-# to write each character. Remember these continuations. You will make the model better at this,
-# and you will measure by how much, and at what cost for its English.
+# Its English is fluent, which is not the same as true. Its Chinese is not even fluent: it has
+# seen too little of it, and it needs more steps to write each character. Remember these
+# continuations. You will make the model better at this, and you will measure by how much, and
+# at what cost for its English.
 
 # %% [markdown]
 # ## 4. What was downloaded, and under which licences
@@ -164,9 +166,9 @@ table(
 
 # %% [markdown]
 # Mind the last column. Some texts may be used for research only, and the instruction rows
-# probably for non-commercial purposes: that is why they are fetched to your machine and not part
-# of this repository. A model trained on them inherits the question. If you reach the model hub
-# 模型中心, the same calls take a hub name instead: `load_base("owner/name")`,
+# probably for non-commercial purposes: that is why they are fetched to your machine and not
+# part of this repository. A model trained on them inherits the question. If you reach the model
+# hub 模型中心, the same calls take a hub name instead: `load_base("owner/name")`,
 # `open_tokenizer("owner/name")`.
 
 # %% [markdown]
@@ -183,8 +185,9 @@ course_map()
 # then uses the package.
 #
 # **One dial.** `LAB_PROFILE` chooses how much work a notebook does: `smoke` runs every cell in
-# seconds (the tests use it), `course` is the default, `gpu` takes hub models at the published
-# settings. No notebook contains a switch of its own.
+# seconds (the tests use it), `course` is the default, `gpu` takes larger samples and, from the
+# chapters that train, hub models at the published settings. No notebook contains a switch of
+# its own.
 
 # %%
 from chinese_llama_lab.profiles import current_profile
@@ -194,8 +197,8 @@ current_profile()
 # %% [markdown]
 # ## 6. How exercises work
 #
-# An exercise is a task in words, a stub with `...`, and a checker. Run the cell as it is and you
-# get a hint. Put in an answer, and the checker says *right* or *wrong*, and why. Nothing is
+# An exercise is a task in words, a stub with `...`, and a checker. Run the cell as it is and
+# you get a hint. Put in an answer, and the checker says *right* or *wrong*, and why. Nothing is
 # counted; try as often as you like.
 #
 # **Exercise 0.1.** How many tokens does LLaMA's tokenizer need for the sentence above *per
@@ -257,8 +260,8 @@ table("one sentence", rows)
 #   `chinese-llama-lab doctor` checks it.
 # - *The kernel dies while the model is loaded*: too little memory; `doctor` says how much there
 #   is.
-# - *One sentence is not a measurement.* Its two bills differ by chance as well as by vocabulary.
-#   That is what chapter 01 is for.
+# - *One sentence is not a measurement.* Its two bills differ by chance as well as by
+#   vocabulary. That is what chapter 01 is for.
 #
 # More in [TROUBLESHOOTING.md](../TROUBLESHOOTING.md).
 #
@@ -272,5 +275,5 @@ table("one sentence", rows)
 #   2502.02737](https://arxiv.org/abs/2502.02737)
 # - Bai et al., *Qwen Technical Report*, [arXiv 2309.16609](https://arxiv.org/abs/2309.16609)
 #
-# **Next:** [01 Tokenization efficiency](01_tokenization_efficiency.ipynb): how many tokens does a
-# Chinese character cost?
+# **Next:** [01 Tokenization efficiency](01_tokenization_efficiency.ipynb): how many tokens does
+# a Chinese character cost?

@@ -3,9 +3,9 @@
 #
 # **How many tokens does a Chinese character cost, and what does that cost you?**
 #
-# A model never sees text. It sees the output of a tokenizer 分词器: a list of numbers, one for each
-# token 词元. Time, memory and price are counted in tokens, but you read and write characters. This
-# chapter measures the rate of exchange.
+# A model never sees text. It sees the output of a tokenizer 分词器: a list of numbers, one for
+# each token 词元. Time, memory and price are counted in tokens, but you read and write
+# characters. This chapter measures the rate of exchange.
 
 # %% [markdown]
 # ## What you will be able to do
@@ -46,8 +46,8 @@ profile = current_profile()
 # %% [markdown]
 # ## 1. Bytes and characters by hand
 #
-# Unicode gives every character a number, its *code point* 码位. UTF-8 writes that number in one to
-# four bytes 字节, and the larger the number, the more bytes it takes. Latin letters have small
+# Unicode gives every character a number, its *code point* 码位. UTF-8 writes that number in one
+# to four bytes 字节, and the larger the number, the more bytes it takes. Latin letters have small
 # numbers; Chinese characters do not.
 
 # %%
@@ -59,9 +59,9 @@ for character in "aé中𠮷":
     print(" ".join(f"{byte:08b}" for byte in data))
 
 # %% [markdown]
-# Read the bits. A first byte begins with as many ones as the character has bytes (or with a zero,
-# if it is the only one); every byte after it begins with `10`. So a reader who lands in the
-# middle of a character knows it. The other bits, joined, are the code point: let us put one
+# Read the bits. A first byte begins with as many ones as the character has bytes (or with a
+# zero, if it is the only one); every byte after it begins with `10`. So a reader who lands in
+# the middle of a character knows it. The other bits, joined, are the code point: let us put one
 # together again, and check.
 
 
@@ -109,9 +109,9 @@ def utf8_length(character):
 # %% [markdown]
 # ## 2. Byte fallback in one sentence
 #
-# A vocabulary is finite, and Unicode is not far from it. What happens to a character that is not
-# in the vocabulary? Old tokenizers wrote `[UNK]`, unknown, and the character was lost. LLaMA's
-# writes the character's bytes instead: its vocabulary holds one token for each of the 256 bytes.
+# A vocabulary is small, and Unicode is large. What happens to a character that is not in the
+# vocabulary? Old tokenizers wrote `[UNK]`, unknown, and the character was lost. LLaMA's writes
+# the character's bytes instead: its vocabulary holds one token for each of the 256 bytes.
 # Nothing is lost, but a Chinese character costs three tokens. This is *byte fallback* 字节回退.
 
 # %%
@@ -127,8 +127,8 @@ view(sentence, ["llama", "mistral", "smollm2", "llama-3", "qwen", "deepseek-v4",
 # - SmolLM2, Llama-3, Qwen and DeepSeek are *byte-level* BPE: they merge bytes, and do not know
 #   what a character is. A token may hold two bytes of a character, or the end of one and the
 #   beginning of the next.
-# - BERT's vocabulary lists characters and has no bytes to fall back to: what is not on the list,
-#   here the quotation marks, becomes `[?]` and is gone.
+# - BERT's vocabulary lists characters and has no bytes to fall back to: what is not on the
+#   list, here the quotation marks, becomes `[?]` and is gone.
 #
 # The bytes of one such character, put together by hand:
 
@@ -144,10 +144,11 @@ assert chr(code_point(data)) == "饕"
 # %% [markdown]
 # ## 3. Tokens per character, with an interval
 #
-# *Fertility* 词元膨胀率 was first defined as tokens per word. Chinese writes no spaces, so we count
-# characters 字符. One text gives one ratio; another text gives another. To know how far to trust a
-# figure, we draw the documents again, with replacement, many times, and look at the spread: the
-# *bootstrap* 自助法. The whole measurement in a few lines:
+# *Fertility* (每字词元数 here; the term itself is usually left in English) was first defined as
+# tokens per word. Chinese writes no spaces, so we count characters 字符. One text gives one
+# ratio; another text gives another. To know how far to trust a figure, we draw the documents
+# again, with replacement, many times, and look at the spread: the *bootstrap* 自助法. The whole
+# measurement in a few lines:
 
 
 # %%
@@ -183,8 +184,8 @@ print(f"characters cut in several {measured.split_share:.2%}")
 print(f"characters spelled by byte {measured.byte_share:.2%}")
 
 # %% [markdown]
-# More than one token for each character, although most characters have a token of their own: the
-# quarter that fall back to bytes, three tokens each, are what costs.
+# More than one token for each character, although most characters have a token of their own:
+# the quarter that fall back to bytes, three tokens each, are what costs.
 #
 # **Exercise 1.2.** How many times as many tokens does SmolLM2 need for `sample` as DeepSeek-V4?
 # Use `fertility` or `encode`.
@@ -206,8 +207,8 @@ times_as_many = fertility("smollm2", sample).tokens_per_character
 # %% [markdown]
 # ## 4. Twelve tokenizers, five kinds of text
 #
-# Is the figure a property of the tokenizer, or of the text? Both. Here are five kinds of Chinese,
-# from a newspaper of 1998 to a novel of the 14th century, and twelve vocabularies.
+# Is the figure a property of the tokenizer, or of the text? Both. Here are five kinds of
+# Chinese, from a newspaper of 1998 to a novel of the 14th century, and twelve vocabularies.
 
 # %%
 tokenizers = [
@@ -218,8 +219,8 @@ kinds = {
     "peoples-daily": "news 新闻",
     "reviews": "reviews 评论",
     "three-kingdoms": "classical novel 古典小说",
-    "hsk-zh": "textbook sentences 课文",
-    "modern": "modern topics 现代话题",
+    "hsk-zh": "textbook sentences 课本例句",
+    "modern": "modern topics 当代话题",
 }
 everything = []
 for name in kinds:
@@ -240,15 +241,16 @@ plots.plot_fertility(
 plt.show()
 
 # %% [markdown]
-# *Alternative text:* dot plot, one row a tokenizer, one marker a kind of text; the 95 % intervals
-# are narrower than most markers. English vocabularies (GPT-2, SmolLM2, LLaMA, Mistral, cl100k)
-# lie to the right of the dashed line at one token a character; vocabularies made for Chinese as
-# well lie to the left of it. In nearly every row the classical novel is the dearest.
+# *Alternative text:* dot plot, one row a tokenizer, one marker a kind of text; the 95 %
+# intervals are narrower than most markers. English vocabularies (GPT-2, SmolLM2, LLaMA,
+# Mistral, cl100k) lie to the right of the dashed line at one token a character; vocabularies
+# made for Chinese (Baichuan, Qwen, DeepSeek) lie to the left of it; Llama-3 and o200k cross it
+# for the novel. In nearly every row the classical novel is the dearest.
 #
 # Three things to read here. **The order of the tokenizers is nearly the same in every kind of
 # text**: the vocabulary decides most. **The kinds differ too**, and mostly by more than the
-# intervals: the novel's language is far from the web pages that vocabularies were counted on, so
-# even a vocabulary made for Chinese pays for it. And **size alone does not decide**: look up
+# intervals: the novel's language is far from the web pages that vocabularies were counted on,
+# so even a vocabulary made for Chinese pays for it. And **size alone does not decide**: look up
 # cl100k and Baichuan in the table, then ask which of the two has more tokens.
 
 # %%
@@ -264,9 +266,9 @@ results.table("tokens per character", table.values())
 # %% [markdown]
 # ## 5. Which characters have a token of their own?
 #
-# China's table of standard characters, 通用规范汉字表, has three levels: common characters, less common
-# ones, and those for names, places and science. How many of each does a vocabulary hold as one
-# token?
+# China's table of standard characters, 通用规范汉字表, has three levels: common characters, less
+# common ones, and those for names, places and science. How many of each does a vocabulary hold
+# as one token?
 
 # %%
 for level, characters in standard_characters().items():
@@ -322,9 +324,9 @@ costliest_character = "饕"
 # ### The same meaning in two languages
 #
 # A Chinese character says more than a Latin letter, so tokens per character cannot compare
-# languages. Sentences that mean the same can. Here are graded sentences with their translations:
-# how many tokens does the Chinese side cost for each token of the English side? This ratio is
-# called the *premium* 额外成本.
+# languages. Sentences that mean the same can. Here are graded sentences with their
+# translations: how many tokens does the Chinese side cost for each token of the English side?
+# This ratio is called the *premium* 额外成本.
 
 # %%
 sides = {  # all of them, in order, so that each sentence meets its translation
@@ -346,9 +348,9 @@ plots.plot_bars(
 plt.show()
 
 # %% [markdown]
-# *Alternative text:* horizontal bars, one a tokenizer, with a dashed line at one. GPT-2, SmolLM2
-# and LLaMA reach far beyond the line: Chinese costs more than English. The vocabularies made for
-# Chinese end short of it.
+# *Alternative text:* horizontal bars, one a tokenizer, with a dashed line at one. GPT-2,
+# SmolLM2 and LLaMA reach far beyond the line: Chinese costs more than English. The vocabularies
+# made for Chinese end short of it.
 #
 # The premium is no property of the Chinese language. It is a property of the text that the
 # vocabulary was counted on.
@@ -358,8 +360,8 @@ plt.show()
 #
 # Three bills come in tokens. The *context window* 上下文窗口 holds a fixed number of them. The *KV
 # cache* 键值缓存 keeps, for each token and layer, one key and one value. And work grows with the
-# number of tokens; its attention 注意力 part grows with the square. For a model of LLaMA-7B's shape
-# in 16 bits:
+# number of tokens; its attention 注意力 part grows with the square. For a model of LLaMA-7B's
+# shape in 16 bits:
 
 # %%
 context_tokens, layers, hidden, bytes_per_number = 2048, 32, 4096, 2
@@ -452,9 +454,9 @@ plt.show()
 # for the vocabularies made for Chinese, shortest for SmolLM2's own and GPT-2's.
 #
 # This is the promise of vocabulary extension 词表扩充: the same machine, the same weights for each
-# step, and, as the bars say, several times as much Chinese a second. It is also an idealisation:
-# a larger vocabulary makes the last layer larger, and the model has to learn the new tokens.
-# Chapters 02 to 04 do it, and chapter 08 measures what is left of the promise.
+# step, and, as the bars say, several times as much Chinese a second. It is also an
+# idealisation: a larger vocabulary makes the last layer larger, and the model has to learn the
+# new tokens. Chapters 02 to 04 do it, and chapter 08 measures what is left of the promise.
 
 # %% [markdown]
 # ## 7. When a low figure misleads
@@ -498,16 +500,17 @@ results.table("what a vocabulary costs", rows)
 # the best vocabulary for a model of SmolLM2's size is not the best one for a model of LLaMA's,
 # and chapter 02 asks where to stop.
 #
-# **Third: fewer tokens are not better answers.** A token that the model has hardly seen is cheap
-# to count and useless to read. The figure says what text costs, not what the model makes of it.
+# **Third: fewer tokens are not better answers.** A token that the model has hardly seen is
+# cheap to count and useless to read. The figure says what text costs, not what the model makes
+# of it.
 #
 # **Fourth: your text is not this text.** Measure yours: `chinese-llama-lab fertility my.txt
 # --tokenizer llama qwen`.
 #
-# **Exercise 1.5.** Four vocabularies and their tokens per character on the same text: A 0.62 with
-# no unknown tokens, B 0.97 with no unknown tokens, C 0.95 with 2 % unknown tokens, D 1.55 with no
-# unknown tokens. Which one must not be compared by this figure at all? Answer `"A"`, `"B"`, `"C"`
-# or `"D"`.
+# **Exercise 1.5.** Four vocabularies and their tokens per character on the same text: A 0.62
+# with no unknown tokens, B 0.97 with no unknown tokens, C 0.95 with 2 % unknown tokens, D 1.55
+# with no unknown tokens. Which one must not be compared by this figure at all? Answer `"A"`,
+# `"B"`, `"C"` or `"D"`.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -548,12 +551,12 @@ display(results.load("01_premium"))
 #
 # - *Counting the special tokens.* A tokenizer of a chat model may add a beginning-of-text token
 #   to each text. Ours never do.
-# - *Measuring one long string instead of documents.* SentencePiece puts a space before each text
-#   it is given; cutting a text into lines adds one token a line. And a single document has no
-#   interval: its two ends coincide.
-# - *Comparing figures with another denominator.* Tokens per word, per byte and per character are
-#   three different things, and some tables leave out spaces or punctuation. A figure without its
-#   text and its denominator says nothing.
+# - *Measuring one long string instead of documents.* SentencePiece puts a space before each
+#   text it is given; cutting a text into lines adds one token a line. And a single document has
+#   no interval: its two ends coincide.
+# - *Comparing figures with another denominator.* Tokens per word, per byte and per character
+#   are three different things, and some tables leave out spaces or punctuation. A figure
+#   without its text and its denominator says nothing.
 # - *Normalisation* 规范化. Full-width digits and punctuation are characters of their own. We fold
 #   them (NFKC) in the cleaned corpora, and not in `sample`; the figures differ in the second
 #   decimal.

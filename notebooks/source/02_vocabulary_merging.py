@@ -3,11 +3,11 @@
 #
 # **What breaks when two vocabularies are merged, and how is it done right?**
 #
-# If LLaMA's vocabulary 词表 is the problem, add Chinese tokens to it. In 2023 this was done with a
-# script of a few dozen lines, and thousands of models carry the result. It works, and it has
+# If LLaMA's vocabulary 词表 is the problem, add Chinese tokens to it. In 2023 this was done with
+# a script of a few dozen lines, and thousands of models carry the result. It works, and it has
 # faults that nobody sees who only counts tokens. In this chapter you build the merge, find the
-# faults like a detective, and repair them. Then you do the same for the other kind of tokenizer,
-# which most models have today.
+# faults like a detective, and repair them. Then you do the same for the other kind of
+# tokenizer, which most models have today.
 
 # %% [markdown]
 # ## What you will be able to do
@@ -111,11 +111,12 @@ for result in compare([llama, merged], held_out, text_name="held-out news", cove
     print(result)
 
 # %% [markdown]
-# It does: Chinese costs less than half of what it cost. This is the figure that was reported, and
-# here most stories end.
+# It does: Chinese costs less than half of what it cost. This is the figure that was reported,
+# and here most stories end.
 #
-# **Exercise 2.1.** Write `merged_size(base, extra)`: the size of the merged vocabulary, from two
-# lists of pieces. (An extra model can hold pieces that the base has. Could it hold one twice?)
+# **Exercise 2.1.** Write `merged_size(base, extra)`: the size of the merged vocabulary, from
+# two lists of pieces. (An extra model can hold pieces that the base has. Could it hold one
+# twice?)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -141,8 +142,8 @@ def merged_size(base, extra):
 # %% [markdown]
 # ## 3. A detective story
 #
-# **The first clue.** Four pieces of the authors' Chinese model are enough to see it: `eo`, `10`,
-# `▁10` and 越来越 ("more and more"). The mark `▁` stands for a space.
+# **The first clue.** Four pieces of the authors' Chinese model are enough to see it: `eo`,
+# `10`, `▁10` and 越来越 ("more and more"). The mark `▁` stands for a space.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -159,9 +160,9 @@ clue = "people spent 100 days; 越来越多"
 view(clue, [llama, broken])
 
 # %% [markdown]
-# Three things happened, and none of them was wanted. `people`, one token of LLaMA's, fell apart.
-# The number lost LLaMA's rule that each digit is a token. And 越来越, which was added on purpose,
-# did not appear. Why?
+# Three things happened, and none of them was wanted. `people`, one token of LLaMA's, fell
+# apart. The number lost LLaMA's rule that each digit is a token. And 越来越, which was added on
+# purpose, did not appear. Why?
 #
 # **The rule.** BPE 字节对编码 begins with single characters. At each step it looks at all neighbours
 # that would join to a piece of the vocabulary, and joins the pair whose piece has the **highest
@@ -181,13 +182,13 @@ for word in ("▁people", "越来越"):
     print(word, "becomes", " | ".join(symbols), "\n")
 
 # %% [markdown]
-# `eo` is joined first, and from then on no pair leads to `▁people` any more. For 越来越 there is no
-# first step at all: BPE joins **two** pieces at a time, and neither 越来 nor 来越 is a piece. In a
-# unigram model, where 越来越 came from, a piece needs no steps; in a BPE model it does.
+# `eo` is joined first, and from then on no pair leads to `▁people` any more. For 越来越 there is
+# no first step at all: BPE joins **two** pieces at a time, and neither 越来 nor 来越 is a piece. In
+# a unigram model, where 越来越 came from, a piece needs no steps; in a BPE model it does.
 #
-# **Exercise 2.2.** Write `bpe(symbols, scores)`: join until nothing joins. `symbols` is a list of
-# strings, `scores` a dict. Among equal scores the leftmost pair goes first. Return the list of
-# strings.
+# **Exercise 2.2.** Write `bpe(symbols, scores)`: join until nothing joins. `symbols` is a list
+# of strings, `scores` a dict. Among equal scores the leftmost pair goes first. Return the list
+# of strings.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -226,8 +227,8 @@ def bpe(symbols, scores):
 
 # %% [markdown]
 # **The suspects, all of them.** A piece is *reachable* 可达 if some text is encoded with it. For
-# BPE there is a short test: encode the piece alone. The package runs it for the whole vocabulary
-# and says for each loser what beat it.
+# BPE there is a short test: encode the piece alone. The package runs it for the whole
+# vocabulary and says for each loser what beat it.
 
 # %%
 from chinese_llama_lab.vocabulary.reachability import reachability
@@ -289,15 +290,16 @@ print(f"{published_differences} of {len(lines):,} lines differ")
 #
 # The faults name their cures:
 #
-# 1. *New pieces must not take part before the old ones are done.* Give each a score **below**
-# every old one. Then BPE first runs exactly as LLaMA's would, and goes on from there. 2. *Text
-# without Chinese must not change at all.* Add pieces of Chinese characters only. 3. *Every new
-# piece needs its steps.* Add what is missing on the way (越来 for 越来越), or leave the word out. 4.
-# *No ties.* Distinct scores, in the order in which BPE itself would have learnt them. 5. *Reserve
-# the padding token from the start*, so that no second size is ever born.
+# 1. *New pieces must not take part before the old ones are done.* Give each a score **below** every old
+#    one. Then BPE first runs exactly as LLaMA's would, and goes on from there.
+# 2. *Text without Chinese must not change at all.* Add pieces of Chinese characters only.
+# 3. *Every new piece needs its steps.* Add what is missing on the way (越来 for 越来越), or leave the
+#    word out.
+# 4. *No ties.* Distinct scores, in the order in which BPE itself would have learnt them.
+# 5. *Reserve the padding token from the start*, so that no second size is ever born.
 
 # %%
-repaired = merge(llama_bytes, chinese_bytes, texts=training)  # policy="repaired" is the default
+repaired = merge(llama_bytes, chinese_bytes)  # policy="repaired" is the default
 print(repaired.summary())
 print("completed, for example:", " ".join(repaired.completed[:12]))
 still_lost = reachability(repaired.model).unreachable()
@@ -370,6 +372,13 @@ def has_merge_path(word, pieces):
 
 
 # %% tags=["wrong-solution"]
+def has_merge_path(word, pieces):  # looks one step deep
+    halves = [(word[:cut], word[cut:]) for cut in range(1, len(word))]
+    known = [all(len(half) == 1 or half in pieces for half in pair) for pair in halves]
+    return len(word) == 1 or (word in pieces and any(known))
+
+
+# %% tags=["wrong-solution"]
 def has_merge_path(word, pieces):  # only ever adds one character on the right
     return len(word) == 1 or (word in pieces and has_merge_path(word[:-1], pieces))
 
@@ -380,8 +389,8 @@ def has_merge_path(word, pieces):  # only ever adds one character on the right
 # SmolLM2, Llama-3 and Qwen have no SentencePiece model to merge. Their tokenizer is a list of
 # merges over bytes, and there is a better way than merging: **go on training** from the last
 # merge. The rule is BPE's own: the most frequent pair of neighbours becomes the next token. Two
-# conditions keep old text as it was: pairs are learnt inside runs of Chinese characters only, and
-# a pair of bytes that may also occur in other scripts is never joined.
+# conditions keep old text as it was: pairs are learnt inside runs of Chinese characters only,
+# and a pair of bytes that may also occur in other scripts is never joined.
 
 
 # %%
@@ -432,9 +441,9 @@ def readable(token):
 print(" ".join(readable(left + right) for left, right in by_hand))
 
 # %% [markdown]
-# The first merges repair characters that were cut into bytes; whole words come later. The package
-# keeps an index of where each pair stands, so that a merge costs only what it changes. The whole
-# corpus:
+# The first merges repair characters that were cut into bytes; whole words come later. The
+# package keeps an index of where each pair stands, so that a merge costs only what it changes.
+# The whole corpus:
 
 # %%
 news = load_corpus("peoples-daily").split("train").take(limit).texts()
@@ -451,9 +460,10 @@ print("English keeps every id")
 # %% [markdown]
 # ## 6. Where would you stop?
 #
-# New tokens are learnt in order of use, so a vocabulary of any smaller size is the beginning of a
-# larger one. Each thousand buys less than the one before, and each costs the same: a row of the
-# embedding matrix 词嵌入 for each token and, unless the two are *tied* 共享, one of the output head.
+# New tokens are learnt in order of use, so a vocabulary of any smaller size is the beginning of
+# a larger one. Each thousand buys less than the one before, and each costs the same: a row of
+# the embedding matrix 词嵌入 for each token and, unless the two are *tied* 共享, one of the output
+# head.
 
 # %%
 most = len(continued)
@@ -490,12 +500,12 @@ plt.show()
 
 # %% [markdown]
 # *Alternative text:* line plot of tokens per character against the number of new tokens. The
-# curve of the continued SmolLM2 tokenizer falls steeply at first and then ever more slowly; three
-# horizontal lines show Llama-3, Qwen and DeepSeek-V4, which were never extended.
+# curve of the continued SmolLM2 tokenizer falls steeply at first and then ever more slowly;
+# three horizontal lines show Llama-3, Qwen and DeepSeek-V4, which were never extended.
 #
 # **Exercise 2.4.** The published merge added the difference between the two row counts that the
-# table of [chapter 00](00_start_here.ipynb) names. How many parameters did that add to LLaMA-13B,
-# whose hidden size is 5,120 and whose embedding and head are not tied?
+# table of [chapter 00](00_start_here.ipynb) names. How many parameters did that add to
+# LLaMA-13B, whose hidden size is 5,120 and whose embedding and head are not tied?
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -516,10 +526,10 @@ new_parameters = 49_953 * 5120 * 2
 #
 # Look at the horizontal lines. A base that was trained with a large multilingual vocabulary
 # starts where extension ends, and its rows have been trained on more text than you will ever
-# have. Every new row, on the other hand, has to be learnt from your corpus alone. That is why the
-# third generation of the very project that this course follows gave extension up. Extend when the
-# base is fixed and its tokenizer is bad for your text; measure first; and prefer few tokens to
-# many.
+# have. Every new row, on the other hand, has to be learnt from your corpus alone. That is why
+# the third generation of the very project that this course follows gave extension up. Extend
+# when the base is fixed and its tokenizer is bad for your text; measure first; and prefer few
+# tokens to many.
 #
 # ## What we measured
 
@@ -534,25 +544,25 @@ results.load("02_where_to_stop")
 #
 # - *Judging a merge by tokens per character.* The published merge and the repaired one cost the
 #   same there.
-# - *Counting on the training text.* The curve above is held-out text; on the text that the merges
-#   were learnt from it would look better than it is.
-# - *Folding or not folding.* A Chinese model that normalises (NFKC) in front of a base that does
-#   not learns pieces for text that never arrives.
-# - *A padding token added later.* The tokenizer then has one entry more than the model has rows.
-#   Chapter 03 shows what happens, and a check that refuses it.
+# - *Counting on the training text.* The curve above is held-out text; on the text that the
+#   merges were learnt from it would look better than it is.
+# - *Folding or not folding.* A Chinese model that normalises (NFKC) in front of a base that
+#   does not learns pieces for text that never arrives.
+# - *A padding token added later.* The tokenizer then has one entry more than the model has
+#   rows. Chapter 03 shows what happens, and a check that refuses it.
 # - *Merging for the wrong family.* A SentencePiece model cannot be merged into a byte-level
 #   tokenizer; the package says so.
 #
 # ## Where this came from
 #
-# - Cui, Yang and Yao, [arXiv 2304.08177](https://arxiv.org/abs/2304.08177), and the merge script
-#   of Chinese-LLaMA-Alpaca
+# - Cui, Yang and Yao, [arXiv 2304.08177](https://arxiv.org/abs/2304.08177), and the merge
+#   script of Chinese-LLaMA-Alpaca
 # - Kudo, *Subword Regularization*, [arXiv 1804.10959](https://arxiv.org/abs/1804.10959): the
 #   unigram model
 # - Sennrich, Haddow and Birch, [arXiv 1508.07909](https://arxiv.org/abs/1508.07909): BPE
-# - Zhao et al., *LLaMA Beyond English*, [arXiv 2401.01055](https://arxiv.org/abs/2401.01055): the
-#   case against extension
+# - Zhao et al., *LLaMA Beyond English*, [arXiv 2401.01055](https://arxiv.org/abs/2401.01055):
+#   the case against extension
 # - continued BPE and pruning: [arXiv 2512.03989](https://arxiv.org/abs/2512.03989)
 #
-# **Next:** [03 New embeddings](03_new_embeddings.ipynb): the new tokens need rows. Where should a
-# new row start?
+# **Next:** [03 New embeddings](03_new_embeddings.ipynb): the new tokens need rows. Where should
+# a new row start?

@@ -5,14 +5,14 @@
 #
 # Chapter 02 gave SmolLM2's tokenizer new tokens. The model knows nothing of them: its embedding
 # matrix 词嵌入矩阵 has one row for each old token, and no more. New rows have to be made, and until
-# training moves them, whatever stands in them *is* the model's knowledge of Chinese. This chapter
-# measures five ways to begin, before any training.
+# training moves them, whatever stands in them *is* the model's knowledge of Chinese. This
+# chapter measures five ways to begin, before any training.
 
 # %% [markdown]
 # ## What you will be able to do
 #
-# - **resize** a model to a longer vocabulary, and **check** that model and tokenizer still belong
-#   together
+# - **resize** a model to a longer vocabulary, and **check** that model and tokenizer still
+#   belong together
 # - **start** new rows in five ways, one of them by hand
 # - **measure** in bits per character 每字符比特数, which is comparable across tokenizers
 # - **explain** why English can get worse although none of its rows changed
@@ -42,7 +42,7 @@ from chinese_llama_lab.training.metrics import bits_per_character
 from chinese_llama_lab.vocabulary.bpe_continue import continue_bpe
 from chinese_llama_lab.vocabulary.byte_level import bytes_of
 from chinese_llama_lab.vocabulary.consistency import check_consistency
-from chinese_llama_lab.vocabulary.embeddings import STRATEGIES, extend_embeddings, row_norms
+from chinese_llama_lab.vocabulary.embeddings import STRATEGIES, extend_embeddings, norm_summary, row_norms
 
 session = lab.setup(seed=0, chapter="03", torch=True)
 profile = current_profile()
@@ -64,10 +64,11 @@ print(f"largest id now:        {max(many.tokenizer(sentence)['input_ids']):,}")
 
 # %% [markdown]
 # The new ids point beyond the matrix. PyTorch would raise an error here, on some devices a
-# cryptic one. Worse is the case where it does *not*: a matrix with a row too many or too few goes
-# unnoticed. The published models are such a trap: the pre-trained one has 49,953 rows, the
+# cryptic one. Worse is the case where it does *not*: a matrix with a row too many or too few
+# goes unnoticed. The published models are such a trap: the pre-trained one has 49,953 rows, the
 # instruction-tuned one 49,954, because a padding token was added in between, and many people
-# loaded the one with the tokenizer of the other. So the package checks, before every later step:
+# loaded the one with the tokenizer of the other. So the package checks, before every later
+# step:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -92,8 +93,8 @@ print("old rows are bit-identical; config, head, padding and tokenizer agree")
 # - **mean** 均值: the mean of all old rows, the same for every new one
 # - **subtoken-mean** 子词均值: the mean of the rows of the old tokens that the new token used to be
 # - **position-weighted** 位置加权: the same, with more weight on the first of them
-# - **gloss** 释义: the mean of the tokens of an English translation, from the dictionary CC-CEDICT,
-#   where there is one
+# - **gloss** 释义: the mean of the tokens of an English translation, from the dictionary
+#   CC-CEDICT, where there is one
 #
 # The third by hand, for the last of the new tokens. The old tokenizer spells it in pieces:
 
@@ -108,11 +109,11 @@ assert few.tokenizer(token, add_special_tokens=False)["input_ids"] == [new_id]
 assert torch.allclose(row, by_hand, atol=1e-6)
 
 # %% [markdown]
-# Some new tokens end inside a character: two bytes of three. They are spelled by the merges that
-# made them, so they need no exception.
+# Some new tokens end inside a character: two bytes of three. They are spelled by the merges
+# that made them, so they need no exception.
 #
-# **Exercise 3.1.** Write `position_weights(n)`: the weights of `n` subtokens, proportional to n,
-# n − 1, …, 1, and adding up to one.
+# **Exercise 3.1.** Write `position_weights(n)`: the weights of `n` subtokens, proportional to
+# n, n − 1, …, 1, and adding up to one.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -139,9 +140,9 @@ def position_weights(n):
 # ## 3. A fair measure: bits per character
 #
 # *Perplexity* 困惑度 is a figure per token. After the vocabulary has changed, a token is something
-# else, and the two figures cannot be compared. So we add up what the whole text costs the model,
-# the sum of −log₂ p over all tokens, and divide by its **characters**, which no tokenizer can
-# change:
+# else, and the two figures cannot be compared. So we add up what the whole text costs the
+# model, the sum of −log₂ p over all tokens, and divide by its **characters**, which no
+# tokenizer can change:
 #
 # $$\text{bits per character} = \frac{1}{\text{characters}} \sum_{t} -\log_2 p(t \mid \text{before } t)$$
 
@@ -217,6 +218,8 @@ for result, strategy in tqdm(trials):
         )
     norms[len(result), strategy] = row_norms(trial)[len(rows_before) :]
 norms[0, "old rows"] = row_norms(model)
+lengths = [{"new tokens": n, "rows": s, **norm_summary(values)} for (n, s), values in norms.items()]
+results.save("03_row_norms", lengths, seed=0, model="SmolLM2-135M-Instruct")
 results.save("03_starting_rows", rows, seed=0, model="SmolLM2-135M-Instruct, float32")
 
 
@@ -251,9 +254,9 @@ plots.plot_bar_panels(
 plt.show()
 
 # %% [markdown]
-# *Alternative text:* two panels of horizontal bars, Chinese on the left and English on the right,
-# one group for each of the five strategies, one bar for each vocabulary size; a dashed line marks
-# the model before extension.
+# *Alternative text:* two panels of horizontal bars, Chinese on the left and English on the
+# right, one group for each of the five strategies, one bar for each vocabulary size; a dashed
+# line marks the model before extension.
 
 # %%
 print(f"before: {before['Chinese']:.2f} bits per character of Chinese")
@@ -316,16 +319,16 @@ plt.show()
 # subtokens and of glosses are shorter than most of them; random rows lie in one narrow peak; a
 # dashed line marks the mean of all rows.
 #
-# Averages are shorter than what they average, because what does not agree cancels; what all rows
-# share stays. A random row is as long as an old one but points anywhere. Its logit is then a draw
-# from a bell curve as wide as the hidden state is long (compare the spreads), and among thousands
-# of draws some are high by luck, at every position. Averages lie among the old rows, where the
-# model has learnt to keep unwanted tokens down. Glosses are averages too, but of English words:
-# on English text they are plausible, which is just what they should not be here.
+# Averages are shorter than what they average, because what does not agree cancels; what all
+# rows share stays. A random row is as long as an old one but points anywhere. Its logit is then
+# a draw from a bell curve as wide as the hidden state is long (compare the spreads), and among
+# thousands of draws some are high by luck, at every position. Averages lie among the old rows,
+# where the model has learnt to keep unwanted tokens down. Glosses are averages too, but of
+# English words: on English text they are plausible, which is just what they should not be here.
 #
-# **Exercise 3.2.** New tokens take a share *s* of the probability at every position, and all old
-# tokens shrink in proportion. By how many bits **per token** does old text get dearer? Write
-# `bits_lost(s)`.
+# **Exercise 3.2.** New tokens take a share *s* of the probability at every position, and all
+# old tokens shrink in proportion. By how many bits **per token** does old text get dearer?
+# Write `bits_lost(s)`.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -411,6 +414,9 @@ spare_rows = 49_984
 results.load("03_starting_rows")
 
 # %%
+results.load("03_row_norms")
+
+# %%
 results.load("03_new_rows_on_english")
 
 # %%
@@ -419,7 +425,8 @@ results.load("03_tied")
 # %% [markdown]
 # ## What can go wrong
 #
-# - *Comparing perplexity across vocabularies.* It is a figure per token. Use bits per character.
+# - *Comparing perplexity across vocabularies.* It is a figure per token. Use bits per
+#   character.
 # - *Judging a start by Chinese alone.* A start that throws probability at the new rows hurts
 #   English from the first step.
 # - *Resizing without the tokenizer.* Run `check_consistency` after every load. It knows about

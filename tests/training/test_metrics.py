@@ -92,3 +92,10 @@ def test_bad_input(model, tokenizer):
         bits_per_character(model, tokenizer, ["x"], window=65)
     with pytest.raises(TextError, match="stride"):
         bits_per_character(model, tokenizer, ["x"], window=32, stride=32)
+
+
+def test_one_text_is_not_scored_character_by_character(model, tokenizer):
+    with pytest.raises(TextError, match="one text"):
+        bits_per_character(model, tokenizer, "中国", window=32)
+    with pytest.raises(TextError, match="surrogate"):
+        bits_per_character(model, tokenizer, ["中国", "\ud800"], window=32)

@@ -234,3 +234,22 @@ def test_norms_and_bits_per_character(byte_pair):
     assert after.characters == before.characters and after.tokens < before.tokens
     assert norm_summary(row_norms(model))["min"] <= norm_summary(row_norms(model, head=True))["max"]
     assert isinstance(new.backend_tokenizer, Tokenizer)
+
+
+def test_a_bare_tokenizer_is_refused_before_the_model_is_touched(byte_pair):
+    old, new = byte_pair
+    model = small_model(len(old), tied=True, pad=old.pad_token_id)
+    before = model.get_input_embeddings().weight.detach().clone()
+    with pytest.raises(VocabularyError, match="padding"):
+        extend_embeddings(model, old, new.backend_tokenizer)
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+@pytest.mark.parametrize("extra", [0, 3, 130])
+def test_rows_are_a_multiple_even_where_the_model_had_spare_ones(byte_pair, extra):
+    old, new = byte_pair
+    model = small_model(len(old) + extra, tied=True, pad=old.pad_token_id)
+    report = extend_embeddings(model, old, new, pad_to_multiple_of=64)
+    assert report.new_rows % 64 == 0 and report.new_rows >= max(len(new), len(old) + extra)
+    assert report.spare_rows == report.new_rows - len(new)
+    check_consistency(model, new)

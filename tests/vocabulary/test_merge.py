@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chinese_llama_lab.sources.corpora import load_corpus
 from chinese_llama_lab.vocabulary import han, sp_model
 from chinese_llama_lab.vocabulary.errors import VocabularyError
-from chinese_llama_lab.vocabulary.merge import merge
+from chinese_llama_lab.vocabulary.frequent_joins import frequent_joins
+from chinese_llama_lab.vocabulary.merge import FILL_FOR_EACH, merge
 from chinese_llama_lab.vocabulary.reachability import reachability
 from chinese_llama_lab.vocabulary.sp_train import train_sentencepiece
 
@@ -63,7 +65,8 @@ def test_repaired_scores_are_distinct_and_below_the_base(real):
 def test_repaired_adds_han_and_nothing_else(real):
     for p in real.model.pieces[32_001:]:
         assert han.is_han(p.piece.removeprefix("▁")), p.piece
-    assert set(real.added) | set(real.completed) == {p.piece for p in real.model.pieces[32_001:]}
+    new = set(real.added) | set(real.completed) | set(real.filled)
+    assert new == {p.piece for p in real.model.pieces[32_001:]}
     assert "越来" in real.completed and "越来越" in real.added and "意大利" in real.added
     extra = {p.piece for p in sp_model.load_model(gold("chinese_sp.model")).pieces}
     assert set(real.added) <= extra and not set(real.completed) & extra
@@ -177,10 +180,11 @@ def test_bpe_extra_works_too(small_base):
 
 def test_room_is_filled_from_texts(small_base, small_extra):
     # Without completing steps, all the room that the pieces with digits and English left can be filled.
-    plain = merge(small_base, small_extra, complete=False)
+    plain = merge(small_base, small_extra, complete=False, fill=0)
     filled = merge(small_base, small_extra, complete=False, texts=CHINESE)
     assert filled.filled and reachability(filled.model).unreachable() == []
-    assert len(filled) <= len(merge(small_base, small_extra, "published", pad="[PAD]"))
+    left_out = sum(reason == "not Han alone" for reason in filled.dropped.values())
+    assert len(filled.filled) <= FILL_FOR_EACH * left_out
     one, other = (sum(map(len, sp_model.processor(r.model).encode(CHINESE))) for r in (plain, filled))
     assert other < one
     assert merge(small_base, small_extra, complete=False, texts=CHINESE[::-1]).sha256 == filled.sha256
@@ -248,7 +252,7 @@ def test_arguments_are_not_changed(small_base, small_extra):
 
 
 def test_fill_learns_further_pieces_from_the_text(small_base, small_extra):
-    plain = merge(small_base, small_extra)
+    plain = merge(small_base, small_extra, fill=0)
     texts = ["天气天气天气很好很好"] * 5
     filled = merge(small_base, small_extra, texts=texts, fill=3)
     assert 0 < len(filled.filled) <= 3 and len(filled) == len(plain) + len(filled.filled)
@@ -256,3 +260,27 @@ def test_fill_learns_further_pieces_from_the_text(small_base, small_extra):
     shorter, longer = sp_model.processor(filled.model), sp_model.processor(plain.model)
     assert len(shorter.encode(texts[0])) < len(longer.encode(texts[0]))
     assert merge(small_base, small_extra, texts=texts, fill=0).model == plain.model
+
+
+def test_without_text_the_list_of_frequent_joins_fills(real):
+    assert len(real.filled) == FILL_FOR_EACH * 814 - len(real.completed)
+    assert set(real.filled) <= set(frequent_joins())
+    without = merge(gold("llama_tokenizer.model"), gold("chinese_sp.model"), fill=0)
+    assert without.filled == () and [p.piece for p in without.model.pieces] == [
+        p.piece for p in real.model.pieces[: len(without)]
+    ]
+
+
+def test_the_list_of_frequent_joins_is_what_it_says():
+    listed = frequent_joins()
+    assert len(listed) == len(set(listed)) == 6000
+    assert all(han.is_han(word) and 2 <= len(word) <= 12 for word in listed)
+
+
+@pytest.mark.parametrize("name", ["peoples-daily", "reviews", "modern", "three-kingdoms", "alpaca-zh"])
+def test_repaired_is_at_most_two_percent_longer_than_published(real, name):
+    published = merge(gold("llama_tokenizer.model"), gold("chinese_sp.model"), "published")
+    for corpus in (load_corpus(name), load_corpus(name).raw()):
+        texts = corpus.split("held-out").texts()
+        ours, theirs = (sum(map(len, sp_model.processor(m.model).encode(texts))) for m in (real, published))
+        assert ours <= 1.02 * theirs

@@ -5,12 +5,14 @@ import time
 
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from chinese_llama_lab.vocabulary import byte_level, sp_model
 from chinese_llama_lab.vocabulary.bpe import can_still_become_one, merge_steps
 from chinese_llama_lab.vocabulary.errors import VocabularyError
 from chinese_llama_lab.vocabulary.merge import merge
 from chinese_llama_lab.vocabulary.reachability import changed_segmentation, reachability
+from chinese_llama_lab.vocabulary.save import save_tokenizer
 
 from .conftest import CHINESE, ENGLISH, STYLES, byte_bpe, gold
 
@@ -154,3 +156,12 @@ def test_not_a_vocabulary(tmp_path, small_base):
         reachability(word)
     with pytest.raises(VocabularyError):
         reachability(42)
+
+
+def test_the_saved_folder_is_judged_as_the_model_is(tmp_path, small_base, small_extra):
+    result = merge(small_base, small_extra)
+    folder = save_tokenizer(result, tmp_path / "t")
+    direct, saved = reachability(result.model), reachability(folder / "tokenizer.json")
+    assert reachability(AutoTokenizer.from_pretrained(folder)) == saved
+    assert saved.unreachable() == direct.unreachable() == []
+    assert [v.reachable for v in saved] == [v.reachable for v in direct]

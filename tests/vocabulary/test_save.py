@@ -137,3 +137,19 @@ def test_bad_input(tmp_path, small_base, small_extra):
     taken.write_text("a file", encoding="utf-8")
     with pytest.raises(VocabularyError, match="exists"):
         save_tokenizer(small_base, taken)
+
+
+def test_special_tokens_are_added_by_fast_and_slow_alike(tmp_path, small_base, small_extra):
+    folder = save_tokenizer(merge(small_base, small_extra), tmp_path / "with")
+    fast, slow = AutoTokenizer.from_pretrained(folder), slow_tokenizer(folder)
+    for text in [*CHINESE, *ENGLISH, ""]:
+        assert fast.encode(text) == slow.encode(text) == [fast.bos_token_id, *fast.encode(text)[1:]]
+    bare = save_tokenizer(merge(small_base, small_extra), tmp_path / "without", add_bos=False)
+    assert AutoTokenizer.from_pretrained(bare).encode("中国") == slow_tokenizer(bare).encode("中国")
+
+
+def test_the_slow_tokenizer_says_which_file_is_missing(tmp_path, small_base, small_extra):
+    folder = save_tokenizer(merge(small_base, small_extra), tmp_path / "t")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    with pytest.raises(VocabularyError, match=r"tokenizer\.model"):
+        slow_tokenizer(tmp_path / "again")
