@@ -25,7 +25,7 @@ ISOLATED := JUPYTER_CONFIG_DIR="$$PWD/build/jupyter/config" JUPYTER_DATA_DIR="$$
 	JUPYTER_RUNTIME_DIR="$$PWD/build/jupyter/runtime" IPYTHONDIR="$$PWD/build/jupyter/ipython" JUPYTER_PATH=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch course lab test lint format unit nbval notebooks solutions clean
+.PHONY: help setup fetch course lab test lint format unit slow nbval notebooks solutions clean
 # One after the other: what is downloaded, and what is running, stays readable under make -j.
 .NOTPARALLEL:
 
@@ -37,6 +37,7 @@ help: ## this list
 	@echo "make solutions  notebooks with the answers to the exercises, in build/solutions"
 	@echo "make setup      only make .venv and install the pinned libraries"
 	@echo "make fetch      only download the course's models, tokenizers and texts"
+	@echo "make slow       tests that take minutes: a merge of 2 GB, runs of two processes (not part of make test)"
 	@echo "make lint       ruff and mypy;  make format  lets ruff reformat"
 	@echo "make clean      remove .venv and build (fetched files stay in the cache folder)"
 
@@ -113,7 +114,10 @@ format: setup ## let ruff put things in order
 	@"$(BIN)/python" -m ruff format .
 
 unit: lint fetch
-	@LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) "$(BIN)/python" -m pytest tests
+	@LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) "$(BIN)/python" -m pytest tests -m "not slow"
+
+slow: lint fetch ## tests of minutes: a merge of 2 GB, runs of two processes
+	@LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) "$(BIN)/python" -m pytest tests -m slow
 
 nbval: unit
 	@mkdir -p build/test-results

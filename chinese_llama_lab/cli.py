@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     from chinese_llama_lab.doctor import add_commands as add_doctor
     from chinese_llama_lab.sources import commands as sources
     from chinese_llama_lab.tokenization import commands as tokenization
+    from chinese_llama_lab.training import commands as training
     from chinese_llama_lab.vocabulary import commands as vocabulary
 
     parser = argparse.ArgumentParser(
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     sources.add_commands(subparsers)
     tokenization.add_commands(subparsers)
     vocabulary.add_commands(subparsers)
+    training.add_commands(subparsers)
     course.add_commands(subparsers)
     add_doctor(subparsers)
     return parser

@@ -398,6 +398,7 @@ def rewrap(given: Any, longer: Tokenizer) -> Any:
         tokenizer_object=longer,
         model_max_length=given.model_max_length,
         padding_side=given.padding_side,
+        truncation_side=given.truncation_side,
         extra_special_tokens=list(getattr(given, "extra_special_tokens", []) or []),
         clean_up_tokenization_spaces=given.clean_up_tokenization_spaces,
         **names,

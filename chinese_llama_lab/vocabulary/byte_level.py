@@ -155,7 +155,7 @@ def _completions(token: str) -> list[str]:
     if lead_in:
         fronts = [
             front
-            for lead in ([b"\xc3", b"\xcb", b"\xd0", b"\xd9"] if lead_in == 1 else [])
+            for lead in ([bytes([lead]) for lead in range(0xC2, 0xE0)] if lead_in == 1 else [])
             + [
                 bytes([first]) + b"\x98" * (n - lead_in - 1)
                 for n, leads in ((3, range(0xE1, 0xED)), (4, range(0xF0, 0xF4)))

@@ -83,8 +83,11 @@ def _head_disagreements(model: Any) -> list[str]:
         return []
     wrong = []
     shared = head.weight is model.get_input_embeddings().weight
-    if bool(getattr(model.config, "tie_word_embeddings", False)) and not shared:
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    if tied and not shared:
         wrong.append("the config ties embedding and head, but they are two matrices")
+    if shared and not tied:
+        wrong.append("the config unties embedding and head, but they are one matrix")
     bias = getattr(head, "bias", None)
     if bias is not None and bias.shape[0] != head.weight.shape[0]:
         wrong.append(f"the head has {head.weight.shape[0]} rows and {bias.shape[0]} biases")

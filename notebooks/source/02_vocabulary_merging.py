@@ -524,12 +524,11 @@ new_parameters = 49_953 * 5120 * 2
 # %% [markdown]
 # ### The case for not extending at all
 #
-# Look at the horizontal lines. A base that was trained with a large multilingual vocabulary
-# starts where extension ends, and its rows have been trained on more text than you will ever
-# have. Every new row, on the other hand, has to be learnt from your corpus alone. That is why
-# the third generation of the very project that this course follows gave extension up. Extend
-# when the base is fixed and its tokenizer is bad for your text; measure first; and prefer few
-# tokens to many.
+# Look at the horizontal lines. Qwen and DeepSeek-V4 start where extension ends; Llama-3 stands where a few
+# thousand new tokens bring SmolLM2. Their rows have been trained on more text than you will ever have. Every
+# new row, on the other hand, has to be learnt from your corpus alone. That is why the third generation of the
+# very project that this course follows gave extension up. Extend when the base is fixed and its tokenizer is
+# bad for your text; measure first; and prefer few tokens to many.
 #
 # ## What we measured
 

@@ -71,11 +71,10 @@ print(f"largest id now:        {max(many.tokenizer(sentence)['input_ids']):,}")
 # step:
 
 # %%
-# NBVAL_CHECK_OUTPUT
 try:
     check_consistency(model, few.tokenizer)
 except LabError as error:
-    print(str(error).split("\n")[0][:60], "…")
+    print(error.what)
 
 # %%
 rows_before = model.get_input_embeddings().weight.detach().clone()

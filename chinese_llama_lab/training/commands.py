@@ -1,0 +1,270 @@
+"""`pretrain`, `finetune`, `merge-adapters` and `generate` from the shell."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from chinese_llama_lab.errors import LabError
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the four commands to the command line."""
+    training = subparsers.add_parser(
+        "pretrain",
+        help="continued pre-training with LoRA",
+        description="Several processes: accelerate launch -m chinese_llama_lab pretrain …, or torchrun.",
+    )
+    _add_run(training, "smollm2-zh")
+    training.add_argument(
+        "--text", action="append", default=[], type=Path, metavar="FILE", help="a document a line"
+    )
+    training.add_argument(
+        "--corpus", action="append", default=[], metavar="NAME", help="training part of a course text"
+    )
+    training.add_argument(
+        "--replay-text", action="append", default=[], type=Path, metavar="FILE", help="English"
+    )
+    training.add_argument("--replay-corpus", action="append", default=[], metavar="NAME")
+    training.set_defaults(handler=_pretrain)
+
+    tuning = subparsers.add_parser("finetune", help="instruction tuning with LoRA")
+    _add_run(tuning, "smollm2-zh-instruct")
+    tuning.add_argument(
+        "--instructions", action="append", default=[], type=Path, metavar="FILE", help="JSON or JSONL"
+    )
+    tuning.add_argument("--alpaca-zh", action="store_true", help="the fetched Chinese Alpaca rows")
+    tuning.set_defaults(handler=_finetune)
+
+    merging = subparsers.add_parser("merge-adapters", help="merge LoRA adapters into a base, in order")
+    merging.add_argument("base", help="`smollm2`, or the folder of a model")
+    merging.add_argument("adapters", nargs="+", type=Path, help="adapter folders, or folders of runs")
+    merging.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="must not exist")
+    merging.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
+    merging.add_argument("--untie", action="store_true", help="untie a pair that was trained apart")
+    merging.set_defaults(handler=_merge)
+
+    talking = subparsers.add_parser("generate", help="ask a model; the answer is streamed")
+    talking.add_argument("model", help="`smollm2`, a folder, or a hub id")
+    talking.add_argument(
+        "prompt", nargs="*", help="one turn each; without any, turns are read from the keyboard"
+    )
+    talking.add_argument("--adapter", type=Path, metavar="FOLDER", help="an adapter that is not merged")
+    talking.add_argument(
+        "--template", default="chat", help="v1, v2, alpaca, chat (default), or none: go on with a text"
+    )
+    talking.add_argument("--system", help="system prompt (v2 and chat)")
+    talking.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    talking.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (default): always the likeliest token"
+    )
+    talking.add_argument("--seed", type=int, default=0)
+    talking.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
+    talking.set_defaults(handler=_generate)
+
+
+def _add_run(parser: argparse.ArgumentParser, recipe: str) -> None:
+    parser.add_argument("--model", help="`smollm2`, a folder, or a hub id (default: the recipe's base)")
+    parser.add_argument(
+        "--recipe", default=recipe, help=f"a name, NAME:STAGE or a .toml file (default: {recipe})"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the recipe, as in TOML",
+    )
+    parser.add_argument("--held-out-zh", action="append", default=[], type=Path, metavar="FILE")
+    parser.add_argument("--held-out-en", action="append", default=[], type=Path, metavar="FILE")
+    parser.add_argument("--dtype", help="of the frozen weights (default: as the recipe's precision)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+def _recipe(options: argparse.Namespace) -> Any:
+    from chinese_llama_lab.training.errors import TrainingError
+    from chinese_llama_lab.training.recipe import load_recipe
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    recipe = load_recipe(options.recipe)
+    changes: dict[str, Any] = {}
+    for change in options.set:
+        key, sign, value = change.partition("=")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value.strip()  # text without quotes, which a shell takes away
+        if not sign:
+            raise TrainingError(f"--set {change} has no '='", remedy="write --set KEY=VALUE")
+        changes[key.strip()] = parsed
+    return recipe.replace(**changes)
+
+
+def _base(options: argparse.Namespace, recipe: Any) -> tuple[Any, Any]:
+    """Model and tokenizer; a recipe that this machine cannot run is refused before anything is loaded."""
+    from chinese_llama_lab.sources.models import load_base
+    from chinese_llama_lab.training.footprint import check_machine
+
+    check_machine(recipe)
+    dtype = options.dtype or {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[recipe.precision]
+    extra: dict[str, Any] = {}
+    if recipe.quantization != "none":
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        extra["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True)
+            if recipe.quantization == "int8"
+            else BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=recipe.quantization == "nf4-double",
+                bnb_4bit_compute_dtype=getattr(torch, dtype),
+            )
+        )
+    return load_base(options.model or recipe.base, dtype=dtype, **extra)
+
+
+def _held_out(options: argparse.Namespace) -> dict[str, list[str]]:
+    from chinese_llama_lab.sources.textfiles import read_all
+
+    return {"zh": list(read_all(options.held_out_zh)), "en": list(read_all(options.held_out_en))}
+
+
+def _texts(files: list[Path], names: list[str]) -> list[Any]:
+    from chinese_llama_lab.sources.corpora import load_corpus
+    from chinese_llama_lab.sources.textfiles import read_all
+
+    return [*read_all(files), *(document for name in names for document in load_corpus(name).split("train"))]
+
+
+def _say(report: Any) -> int:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(report)
+        print(f"written: {report.adapter}")
+    return 0
+
+
+def _stopped(error: Any) -> int:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(str(error), file=sys.stderr)
+    return INTERRUPTED
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from chinese_llama_lab.training.errors import TrainingStopped
+    from chinese_llama_lab.training.pretrain import pretrain
+
+    if not options.text and not options.corpus:
+        raise LabError("there is no text to learn from", remedy="give --text FILE or --corpus NAME")
+    recipe = _recipe(options)
+    model, tokenizer = _base(options, recipe)
+    try:
+        report = pretrain(
+            model,
+            tokenizer,
+            _texts(options.text, options.corpus),
+            recipe,
+            options.out,
+            replay=_texts(options.replay_text, options.replay_corpus),
+            held_out=_held_out(options),
+            resume=options.resume,
+        )
+    except TrainingStopped as error:
+        return _stopped(error)
+    return _say(report)
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from chinese_llama_lab.sources.corpora import instruction_rows
+    from chinese_llama_lab.training.errors import TrainingStopped
+    from chinese_llama_lab.training.finetune import finetune
+    from chinese_llama_lab.training.instructions import read_instructions
+
+    if not options.instructions and not options.alpaca_zh:
+        raise LabError("there are no instructions", remedy="give --instructions FILE or --alpaca-zh")
+    recipe = _recipe(options)
+    rows: list[Any] = [row for path in options.instructions for row in read_instructions(path)]
+    if options.alpaca_zh:
+        rows += instruction_rows()
+    model, tokenizer = _base(options, recipe)
+    try:
+        report = finetune(
+            model, tokenizer, rows, recipe, options.out, held_out=_held_out(options), resume=options.resume
+        )
+    except TrainingStopped as error:
+        return _stopped(error)
+    return _say(report)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from chinese_llama_lab.adapters import merge_adapters
+    from chinese_llama_lab.sources.models import BUNDLED, converted_model
+
+    base = converted_model(options.base) if options.base in BUNDLED else Path(options.base)
+    report = merge_adapters(base, options.adapters, options.out, dtype=options.dtype, untie=options.untie)
+    for name, changed in zip(options.adapters, report.changed, strict=True):
+        print(f"{name}: {changed} tensors changed")
+    for name in report.unchanged:
+        print(f"{name} changes nothing: its update is zero everywhere")
+    print(
+        f"{report.rows:,} rows, {'tied' if report.tied else 'untied'}, {report.dtype}; written: {report.out}"
+    )
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from chinese_llama_lab.sources.models import load_base
+    from chinese_llama_lab.training.generate import stream_answer
+    from chinese_llama_lab.training.templates import check_template
+
+    model: Any
+    model, tokenizer = load_base(options.model, dtype=options.dtype)
+    if options.adapter is not None:
+        from peft import PeftModel
+
+        inner = options.adapter / "adapter"
+        model = PeftModel.from_pretrained(model, inner if inner.is_dir() else options.adapter)
+    template = None if options.template == "none" else options.template
+    if template is not None:
+        check_template(template, tokenizer)
+    history: list[tuple[str, str]] = []
+    for asked in options.prompt or _keyboard():
+        said = ""
+        for piece in stream_answer(
+            model,
+            tokenizer,
+            asked,
+            template=template,
+            history=history if template is not None else (),
+            system=options.system,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        ):
+            said += piece
+            print(piece, end="", flush=True)
+        print()
+        history.append((asked, said))
+    return 0
+
+
+def _keyboard() -> Any:
+    """Turns, until an empty line or the end of the input."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line

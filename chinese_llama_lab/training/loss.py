@@ -1,0 +1,133 @@
+"""The language-model loss without the logits of a whole batch.
+
+At 50,000 pieces the logits of 1,024 positions are 200 MB in float32, and autograd keeps two or three copies.
+Here the head runs on a few hundred positions at a time, and its gradients are computed in the same pass, as
+in Liger's fused loss (arXiv 2410.10989). Positions without a label (the prompt of an instruction) cost no
+head at all. Value and gradients equal `model(...).loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from chinese_llama_lab.training.instructions import IGNORED
+
+HEAD_ROWS = 256  # positions whose logits exist at the same time
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Sum of the cross-entropies of `head(hidden)` against `targets`, in nats."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, rows: int, *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # Probabilities near 1/50,000 would vanish in float16's gradients: scale them meanwhile.
+        scale = 1024.0 if torch.float16 in (hidden.dtype, head_dtype(head)) else 1.0
+        to_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+        to_parameters = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        for at in range(0, len(hidden), rows):
+            with torch.enable_grad():
+                piece = hidden[at : at + rows].detach().requires_grad_()
+                logits = head(piece).float()
+                loss = functional.cross_entropy(logits, targets[at : at + rows], reduction="sum")
+                found = torch.autograd.grad(loss * scale, [piece, *parameters])
+            total += loss.detach()
+            to_hidden[at : at + rows] = found[0] / scale
+            for kept, new in zip(to_parameters, found[1:], strict=True):
+                kept += new.float() / scale
+        ctx.save_for_backward(to_hidden, *to_parameters)
+        ctx.dtypes = [p.dtype for p in parameters]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        to_hidden, *to_parameters = ctx.saved_tensors
+        by = gradients[0]
+        own = [(by * g).to(d) for g, d in zip(to_parameters, ctx.dtypes, strict=True)]
+        return (to_hidden * by.to(to_hidden.dtype), None, None, None, *own)
+
+
+def head_dtype(head: Any) -> torch.dtype:
+    """The dtype of a head's first parameter."""
+    first: torch.Tensor = next(head.parameters())
+    return first.dtype
+
+
+def summed_loss(
+    head: Any, hidden: torch.Tensor, targets: torch.Tensor, *, rows: int = HEAD_ROWS
+) -> torch.Tensor:
+    """Sum of cross-entropies in nats, float32 scalar; differentiable in `hidden` and the head's parameters.
+
+    Args:
+        head: module from (n, width) to (n, pieces).
+        hidden: (n, width). targets: (n,) token ids, none of them -100.
+        rows: how many positions at a time.
+    """
+    if any(hasattr(p, "to_local") for p in head.parameters()):
+        # A head that FSDP2 shards on its own gathers its parameters when it is called: it is called once, and
+        # autograd must see it.
+        return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+    parameters = [p for p in head.parameters() if p.requires_grad]
+    if torch.is_grad_enabled() and (hidden.requires_grad or parameters):
+        value: torch.Tensor = _SummedLoss.apply(hidden, targets, head, rows, *parameters)
+        return value
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for at in range(0, len(hidden), rows):
+        logits = head(hidden[at : at + rows]).float()
+        total += functional.cross_entropy(logits, targets[at : at + rows], reduction="sum")
+    return total
+
+
+def _forward(
+    self: Any,
+    input_ids: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    num_items_in_batch: Any = None,
+    **others: Any,
+) -> Any:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    if labels is None:
+        return type(self).forward(
+            self,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            **others,
+        )
+    # No cache: with one, transformers does not separate packed documents.
+    hidden = self.get_decoder()(
+        input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state
+    targets = labels[:, 1:].reshape(-1)
+    kept = targets != IGNORED
+    total = summed_loss(
+        self.get_output_embeddings(), hidden[:, :-1].reshape(len(targets), -1)[kept], targets[kept]
+    )
+    return CausalLMOutputWithPast(
+        loss=total / (kept.sum() if num_items_in_batch is None else num_items_in_batch)
+    )
+
+
+@contextmanager
+def lean_loss(causal: Any) -> Iterator[None]:
+    """Within the block, `causal(..., labels=...)` computes its loss as above and returns no logits.
+
+    Args:
+        causal: a transformers causal language model (of a PeftModel: `get_base_model()`).
+    """
+    causal.forward = MethodType(_forward, causal)
+    try:
+        yield
+    finally:
+        del causal.forward

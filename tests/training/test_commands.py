@@ -1,0 +1,99 @@
+"""The four commands on a model of two layers."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+
+import pytest
+
+from chinese_llama_lab.training.commands import add_commands
+from chinese_llama_lab.training.errors import TrainingError
+from chinese_llama_lab.training.generate import answer, stream_answer
+
+from .conftest import CHINESE, make_model, make_tokenizer
+
+SMALL = [
+    f"--set={pair}"
+    for pair in ("block=32", "batch=2", "micro_batch=2", "steps=2", "rank=2", "replay_share=0")
+]
+
+
+def call(*arguments):
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(required=True))
+    options = parser.parse_args([str(argument) for argument in arguments])
+    return options.handler(options)
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "base"
+    make_model(264, tied=True).save_pretrained(folder)
+    make_tokenizer(5).save_pretrained(folder)
+    return folder
+
+
+def test_pretrain_finetune_merge_generate(base, tmp_path, capsys):
+    text = tmp_path / "zh.txt"
+    text.write_text("\n".join(CHINESE * 5), encoding="utf-8")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"instruction": "写", "output": "字"}) + "\n", encoding="utf-8")
+    model = ["--model", base, *SMALL]
+    assert call("pretrain", *model, "--text", text, "--held-out-zh", text, "--out", tmp_path / "pt") == 0
+    said = capsys.readouterr().out
+    assert "bits per character" in said and "parameters are trained" in said
+    assert call("finetune", *model, "--set=block=128", "--instructions", rows, "--out", tmp_path / "sft") == 0
+    assert (
+        call(
+            "merge-adapters",
+            base,
+            tmp_path / "pt",
+            tmp_path / "sft",
+            "--dtype=float32",
+            "--out",
+            tmp_path / "m",
+        )
+        == 0
+    )
+    assert "264 rows, tied, float32" in capsys.readouterr().out
+    call("generate", tmp_path / "m", "你好", "再见", "--max-new-tokens", 4)
+    call("generate", base, "你", "--adapter", tmp_path / "pt", "--template=none", "--max-new-tokens=2")
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_turns_from_the_keyboard(base, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好\n\n再见\n"))
+    assert call("generate", base, "--max-new-tokens", 2) == 0
+
+
+def test_bad_input(base, tmp_path):
+    with pytest.raises(TrainingError, match="no key 'rnak'"):
+        call("pretrain", "--set=rnak=3", "--corpus=modern", "--out", tmp_path / "r")
+    with pytest.raises(TrainingError, match="made for a GPU"):
+        call(
+            "pretrain",
+            "--recipe=chinese-llama-7b:lora",
+            "--text",
+            base / "config.json",
+            "--out",
+            tmp_path / "r",
+        )
+    with pytest.raises(Exception, match="no text to learn from"):
+        call("pretrain", "--out", tmp_path / "r")
+    with pytest.raises(Exception, match="no instructions"):
+        call("finetune", "--out", tmp_path / "r")
+
+
+def test_streamed_and_whole_are_the_same():
+    model, tokenizer = make_model(264), make_tokenizer(5)
+    model.train()
+    whole = answer(model, tokenizer, "你好", max_new_tokens=12)
+    assert whole == "".join(stream_answer(model, tokenizer, "你好", max_new_tokens=12)) and model.training
+    drawn = [answer(model, tokenizer, "a", temperature=1.5, seed=s, max_new_tokens=12) for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(TrainingError, match="the model reads 256"):
+        answer(model, tokenizer, "长" * 300)
+    with pytest.raises(TrainingError, match="max_new_tokens is 0"):
+        answer(model, tokenizer, "a", max_new_tokens=0)

@@ -1,0 +1,99 @@
+"""Two processes on one machine (gloo, CPU): DDP and FSDP2 train what one process trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chinese_llama_lab.training import checkpoints as cp
+
+ROOT = Path(__file__).parents[2]
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def start(out, processes, *flags, expect=0, **environment):
+    command = [sys.executable, "-m", "tests.training.worker", str(out), *flags]
+    if processes > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *launch, "-m", "tests.training.worker", str(out), *flags]
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}
+    plain |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=plain | environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode == 0) == (expect == 0), done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def result(out, rank=0):
+    return json.loads(out.with_name(f"{out.name}.rank{rank}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "run"
+    start(out, 1)
+    return out
+
+
+def agree(one, other):
+    first, second = result(one), result(other)
+    assert second["losses"] == pytest.approx(first["losses"], abs=1e-3)
+    assert second["tokens"] == first["tokens"]
+    assert second["zh"] == pytest.approx([pytest.approx(p, abs=1e-2) for p in first["zh"]])
+    a, b = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name].float(), b[name].float(), atol=2e-3), name
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(one, tmp_path):
+    start(tmp_path / "run", 2)
+    agree(one, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_run_with_its_error_and_a_good_checkpoint(one, tmp_path):
+    done = start(tmp_path / "run", 2, "die", expect=1)
+    assert "this worker dies" in done.stderr
+    assert cp.last_good(tmp_path / "run") == cp.checkpoint_path(tmp_path / "run", 4)
+    start(tmp_path / "run", 2, "resume")
+    assert result(tmp_path / "run")["resumed_from"] == 4
+    agree(one, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_fsdp2_shards_and_trains_what_one_process_does(one, tmp_path):
+    start(tmp_path / "run", 2, "shapes", **FSDP)
+    for rank in (0, 1):
+        shapes = result(tmp_path / "run", rank)["shapes"]
+        whole, local = next(s for n, s in shapes.items() if "layers.0.self_attn.q_proj.base_layer" in n)
+        assert whole == [32, 32] and local == [16, 32]
+        assert sum(torch.Size(s[1]).numel() for s in shapes.values()) < 0.6 * sum(
+            torch.Size(s[0]).numel() for s in shapes.values()
+        )
+    agree(one, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_fsdp2_resumes(one, tmp_path):
+    start(tmp_path / "run", 2, "die", expect=1, **FSDP)
+    start(tmp_path / "run", 2, "resume", **FSDP)
+    assert result(tmp_path / "run")["resumed_from"] == 4
+    agree(one, tmp_path / "run")
