@@ -478,9 +478,9 @@ def _prove(base: Any, model: Any, dropped: dict[str, str]) -> Any:
     """Check the promise on the finished model; drop a word that fails it (a base that never learnt it
     could).
     """
+    before = {v.index for v in reachability(base).unreachable()}
     while True:
         bad = {v.index: v for v in reachability(model).unreachable()}
-        before = {v.index for v in reachability(base).unreachable()}
         lost = [v for i, v in bad.items() if i < len(base.pieces) and i not in before]
         failing = [i for i in bad if i >= len(base.pieces)]
         if lost:  # cannot happen while every added score is below every base score
