@@ -51,6 +51,15 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+def computes_bfloat16() -> bool:
+    """Whether products in bfloat16 are faster than in float32: the GPU or the processor has instructions."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(processor_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
 def describe() -> str:
     """One line for the provenance of a measurement: processor, cores, memory."""
     return f"{processor_name()}, {usable_cores()} cores, {memory_bytes() / GIB:.0f} GiB"

@@ -10,6 +10,7 @@ from chinese_llama_lab.errors import SourceError
 from chinese_llama_lab.sources import corpora
 from chinese_llama_lab.sources.corpora import (
     Corpus,
+    chinese_punctuation,
     corpus_names,
     glosses,
     instruction_rows,
@@ -150,3 +151,18 @@ def test_a_sample_draws_from_every_topic_and_is_the_same_every_time():
 def test_a_sample_does_not_prefer_a_split():
     held = sum(is_held_out(document.text) for document in load_corpus("peoples-daily").sample(4000))
     assert 120 < held < 280  # one in twenty of 4,000 is 200
+
+
+def test_chinese_punctuation_stays_and_digits_become_ascii():
+    printed = "１９９８年，１２：３０（下午）……增长１，２３４．５％！ＡＢＣ：好；不？"
+    assert chinese_punctuation(printed) == "1998年，12:30（下午）……增长1,234.5%！ABC：好；不？"
+    assert chinese_punctuation("a，1:2，b") == "a，1:2，b"
+
+
+@pytest.mark.parametrize("name", ["peoples-daily", "reviews", "three-kingdoms"])
+@pytest.mark.parametrize("part", ["train", "held-out"])
+def test_the_form_with_chinese_punctuation_has_the_same_documents_in_the_same_parts(name, part):
+    cleaned = load_corpus(name).split(part).take(400)
+    typeset = cleaned.chinese_punctuation()
+    assert [unicodedata.normalize("NFKC", text) for text in typeset.texts()] == cleaned.texts()
+    assert any("，" in text for text in typeset.texts())

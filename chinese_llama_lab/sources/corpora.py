@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import heapq
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from chinese_llama_lab.sources.manifest import load_manifest
 
 HELD_OUT_PART = 20  # one document in twenty
 SPLITS = ("all", "train", "held-out")
+
+# What NFKC would turn into ASCII and Chinese typesetting does not. Between two digits they stay ASCII: 12:30.
+_KEPT = re.compile(r"(?<![0-9０-９])[，！？；：（）…]|[，！？；：（）…](?![0-9０-９])")
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Corpus:
     licence: str
     source: str
     _read: Callable[[], Iterator[tuple[str, str]]]
-    _clean: bool = True
+    _form: str = "nfkc"  # or "chinese", or "raw"
     _split: str = "all"
     _limit: int | None = None
     _sample: int | None = None
@@ -119,24 +123,25 @@ class Corpus:
     def __iter__(self) -> Iterator[Document]:
         documents: Iterator[Document] = (
             Document(text, self.name, self.language, self.licence, topic)
-            for text, topic in self._texts()
-            if self._split == "all" or (self._split == "held-out") == is_held_out(text)
+            for text, key, topic in self._texts()
+            if self._split == "all" or (self._split == "held-out") == is_held_out(key)
         )
         if self._sample is not None:
             documents = iter(_smallest_hashes(documents, self._sample))
         return documents if self._limit is None else islice(documents, self._limit)
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
-        if not self._clean:
-            yield from ((text, topic) for text, topic in self._read() if text)
+    def _texts(self) -> Iterator[tuple[str, str, str]]:
+        """(text, what its split goes by, topic)."""
+        if self._form == "raw":
+            yield from ((text, text, topic) for text, topic in self._read() if text)
             return
         seen: set[bytes] = set()
-        for text, topic in self._read():
-            text = unicodedata.normalize("NFKC", text).strip()
+        for printed, topic in self._read():
+            text = unicodedata.normalize("NFKC", printed).strip()
             digest = hashlib.sha256(text.encode("utf-8")).digest()
             if text and digest not in seen:
                 seen.add(digest)
-                yield text, topic
+                yield chinese_punctuation(printed) if self._form == "chinese" else text, text, topic
 
     def texts(self) -> list[str]:
         """All texts, in order."""
@@ -161,10 +166,26 @@ class Corpus:
 
     def raw(self) -> Corpus:
         """Without NFKC and with duplicates: the text as its source prints it."""
-        return replace(self, _clean=False)
+        return replace(self, _form="raw")
+
+    def chinese_punctuation(self) -> Corpus:
+        """The same documents, in the same parts, with the punctuation that NFKC makes half-width.
+
+        A model that is to write Chinese is trained on this form: on cleaned text it learns `,` for `，`.
+        """
+        return replace(self, _form="chinese")
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {self.language}, {self._split})"
+
+
+def chinese_punctuation(text: str) -> str:
+    """NFKC for all but full-width punctuation outside numbers: `１９９８年，` becomes `1998年，`."""
+    pieces, end = [], 0
+    for mark in _KEPT.finditer(text):
+        pieces += [unicodedata.normalize("NFKC", text[end : mark.start()]), mark.group()]
+        end = mark.end()
+    return "".join([*pieces, unicodedata.normalize("NFKC", text[end:])]).strip()
 
 
 def _text_hash(text: str, salt: str = "") -> int:

@@ -113,9 +113,10 @@ def _base(options: argparse.Namespace, recipe: Any) -> tuple[Any, Any]:
     """Model and tokenizer; a recipe that this machine cannot run is refused before anything is loaded."""
     from chinese_llama_lab.sources.models import load_base
     from chinese_llama_lab.training.footprint import check_machine
+    from chinese_llama_lab.training.precision import weights_dtype
 
     check_machine(recipe)
-    dtype = options.dtype or {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[recipe.precision]
+    dtype = options.dtype or weights_dtype(recipe)
     extra: dict[str, Any] = {}
     if recipe.quantization != "none":
         import torch

@@ -9,6 +9,7 @@ import torch
 from chinese_llama_lab.machine import GIB, memory_bytes
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.loss import HEAD_ROWS
+from chinese_llama_lab.training.precision import precision_of
 from chinese_llama_lab.training.recipe import Recipe
 
 _WEIGHT_BYTES = {"none": 2.0, "int8": 1.0, "nf4": 4.5 / 8, "nf4-double": 4.127 / 8}
@@ -23,13 +24,13 @@ def estimate(model: Any, recipe: Recipe) -> dict[str, float]:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width, inner = config.hidden_size, config.intermediate_size
-    # Kept for backward, a token and a layer: inputs of the norms and projections, q, k, v, attention's
-    # output, the MLP's three inner values, and float32 copies inside the norms.
-    values = 12 * width + 4 * inner
+    # Kept for backward, a token and a layer (`lean_layers.py`): input and output of the two norms, q, k, v
+    # before and after rotation, attention's output, the MLP's gate and up.
+    values = 11 * width + 2 * inner
     layers = config.num_hidden_layers
     kept = layers * width + values if recipe.gradient_checkpointing else layers * values
     tokens = recipe.micro_batch * recipe.block
-    size = 4 if recipe.precision == "fp32" else 2
+    size = 4 if precision_of(recipe) == "fp32" else 2
     rows = min(HEAD_ROWS, tokens)
     return {
         "weights": float(weights),
@@ -94,7 +95,7 @@ def out_of_memory(model: Any, recipe: Recipe) -> TrainingError:
         lower.append("or set gradient_checkpointing = true")
     if recipe.embeddings == "published":
         lower.append('or embeddings = "new-rows"')
-    if recipe.precision == "fp32":
+    if precision_of(recipe) == "fp32":
         lower.append('or precision = "bf16"')
     return TrainingError(
         f"memory ran out; this step needs about {sum(parts.values()) / GIB:.2f} GiB ({listed})",

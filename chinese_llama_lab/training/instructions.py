@@ -26,12 +26,13 @@ HISTOGRAM_STEP = 64  # tokens
 
 @dataclass(frozen=True)
 class Instruction:
-    """One row: what is asked, further material (may be empty), the answer, and where it stood."""
+    """One row: what is asked, further material (may be empty), the answer, where it stood, its category."""
 
     instruction: str
     input: str
     output: str
     where: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class EncodedInstructions:
     cut: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     histogram: dict[int, int] = field(default_factory=dict)
+
+    def refuse_nothing(self) -> None:
+        """Raise TrainingError if a row was left out: where every row counts, as in an evaluation."""
+        for row, reason in self.refused.items():
+            raise TrainingError(
+                f"row {row} was left out: {reason}",
+                where="instructions",
+                remedy="shorten it, or leave it out",
+            )
 
     def __repr__(self) -> str:
         reasons = Counter(self.refused.values())
@@ -136,7 +146,14 @@ def instruction_row(row: Any, where: str = "") -> Instruction:
             )
     if not row["instruction"].strip():
         raise TrainingError("'instruction' is empty", where=where, remedy="write one, or leave the row out")
-    return Instruction(row["instruction"], row.get("input", ""), row["output"], where)
+    category = row.get("category", "")
+    return Instruction(
+        row["instruction"],
+        row.get("input", ""),
+        row["output"],
+        where,
+        category if isinstance(category, str) else "",
+    )
 
 
 def _not_json(path: Path, line: int, error: json.JSONDecodeError) -> TrainingError:

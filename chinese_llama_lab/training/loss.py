@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from chinese_llama_lab.training.instructions import IGNORED
 
-HEAD_ROWS = 256  # positions whose logits exist at the same time
+HEAD_ROWS = 128  # positions whose logits exist at the same time
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -33,13 +33,23 @@ class _SummedLoss(torch.autograd.Function):
         scale = 1024.0 if torch.float16 in (hidden.dtype, head_dtype(head)) else 1.0
         to_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
         to_parameters = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        wide = torch.empty(0, device=hidden.device)
         for at in range(0, len(hidden), rows):
+            wanted = targets[at : at + rows, None]
             with torch.enable_grad():
                 piece = hidden[at : at + rows].detach().requires_grad_()
-                logits = head(piece).float()
-                loss = functional.cross_entropy(logits, targets[at : at + rows], reduction="sum")
-                found = torch.autograd.grad(loss * scale, [piece, *parameters])
-            total += loss.detach()
+                logits = head(piece)
+            if wide.shape != logits.shape:  # one buffer for all pieces: fresh memory is slow to touch
+                wide = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+            wide.copy_(logits.detach())
+            log_sum = wide.logsumexp(-1, keepdim=True)
+            total += (log_sum - wide.gather(-1, wanted)).sum()
+            # The gradient of cross-entropy: the probabilities, less one at the target.
+            wide.sub_(log_sum).exp_()
+            wide.scatter_add_(-1, wanted, wide.new_full(wanted.shape, -1.0))
+            found = torch.autograd.grad(
+                logits, [piece, *parameters], (wide.mul_(scale) if scale != 1 else wide).to(logits.dtype)
+            )
             to_hidden[at : at + rows] = found[0] / scale
             for kept, new in zip(to_parameters, found[1:], strict=True):
                 kept += new.float() / scale

@@ -113,10 +113,55 @@ def _nats(model: Any, ids: list[int], window: int, stride: int, head_rows: int) 
         # Position p predicts token p + 1.
         rows = hidden[scored - 1 - begin : end - 1 - begin]
         targets = block[0, scored - begin :]
-        for at in range(0, len(targets), head_rows):
-            logits = head(rows[at : at + head_rows]).float()
-            loss = torch.nn.functional.cross_entropy(logits, targets[at : at + head_rows], reduction="sum")
-            total += float(loss.double())
+        total += _cost(head, rows, targets, head_rows)
         scored = end
         begin += stride
     return total
+
+
+def _cost(head: Any, hidden: torch.Tensor, targets: torch.Tensor, head_rows: int) -> float:
+    """Sum of the cross-entropies in nats, `head_rows` positions at a time."""
+    total = 0.0
+    for at in range(0, len(targets), head_rows):
+        logits = head(hidden[at : at + head_rows]).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets[at : at + head_rows], reduction="sum")
+        total += float(loss.double())
+    return total
+
+
+def answer_bits(
+    model: Any, tokenizer: Any, rows: Iterable[Any], template: str, *, head_rows: int = 128
+) -> BitsPerCharacter:
+    """What the answers of instruction rows cost, given their prompts; EOS is scored, and is no character.
+
+    Args:
+        rows: as for `encode_instructions`; one that does not fit the model's context is an error.
+        template: what the prompts are rendered in; it need not be the one that the model was trained with.
+
+    Raises: TrainingError: as `encode_instructions`, or a row that is too long.
+    """
+    from chinese_llama_lab.training.instructions import IGNORED, encode_instructions
+
+    limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    encoded = encode_instructions(rows, template, tokenizer, max_length=limit, too_long="refuse")
+    encoded.refuse_nothing()
+    was_training = model.training
+    model.eval()
+    nats, tokens, characters = 0.0, 0, 0
+    try:
+        with torch.inference_mode():
+            for example in encoded.examples:
+                begin = next(n for n, label in enumerate(example.labels) if label != IGNORED)
+                nats += _nats_of(model, example.input_ids, begin, head_rows)
+                tokens += len(example.input_ids) - begin
+                characters += example.characters
+    finally:
+        model.train(was_training)
+    return BitsPerCharacter(nats, tokens, characters)
+
+
+def _nats_of(model: Any, ids: list[int], begin: int, head_rows: int) -> float:
+    """Cost of ids[begin:] given all before them, in one window."""
+    block = torch.tensor([ids], device=model.device)
+    hidden = model.get_decoder()(input_ids=block, use_cache=False).last_hidden_state[0]
+    return _cost(model.get_output_embeddings(), hidden[begin - 1 : -1], block[0, begin:], head_rows)

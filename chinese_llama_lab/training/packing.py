@@ -98,6 +98,7 @@ def pack(
     bos: bool = False,
     replay: Iterable[Any] = (),
     replay_share: float = 0.0,
+    tokens: int | None = None,
 ) -> Packed:
     """Shuffle documents by `seed`, tokenise, and lay them end to end.
 
@@ -110,6 +111,7 @@ def pack(
         bos: put BOS before each document, as the published v1 script does.
         replay: English documents against forgetting; as many as the share asks for are drawn by seed.
         replay_share: their share of the tokens of the mix, in [0, 1); met to within one document.
+        tokens: stop when there are so many; a short run need not tokenise a long corpus.
 
     Returns: Packed.
 
@@ -117,8 +119,11 @@ def pack(
         replay, no EOS, or an impossible option.
     """
     _check(tokenizer, block, bos, replay_share)
+    if tokens is not None and tokens < 1:
+        raise TrainingError(f"tokens is {tokens}", remedy="use at least 1, or None for all")
     shuffler = random.Random(seed)
-    main = _encode(texts, tokenizer, bos)
+    limit = None if tokens is None else tokens * (1 - replay_share) + block
+    main = _encode(_shuffled(texts, shuffler), tokenizer, bos, limit)
     if not main:
         raise TrainingError(
             "the corpus holds no text", where="corpus", remedy="give at least one document that is not empty"
@@ -127,8 +132,7 @@ def pack(
     wanted = replay_share / (1 - replay_share) * sum(len(ids) for _, ids, _ in main)
     replayed = 0
     if wanted:
-        english = _encode(replay, tokenizer, bos)
-        shuffler.shuffle(english)
+        english = _encode(_shuffled(replay, shuffler), tokenizer, bos, wanted)
         for number, ids, characters in english:
             # Stop where one document more would miss the share by more than leaving it out.
             if replayed + len(ids) / 2 > wanted:
@@ -172,20 +176,35 @@ def _check(tokenizer: Any, block: int, bos: bool, replay_share: float) -> None:
         )
 
 
-def _encode(texts: Iterable[Any], tokenizer: Any, bos: bool) -> list[tuple[int, array[int], int]]:
-    """(number, ids with EOS, characters) of each document that is not empty."""
+def _shuffled(texts: Iterable[Any], shuffler: random.Random) -> list[tuple[int, Any]]:
+    numbered = list(enumerate(texts))
+    shuffler.shuffle(numbered)
+    return numbered
+
+
+def _encode(
+    numbered: Iterable[tuple[int, Any]], tokenizer: Any, bos: bool, limit: float | None
+) -> list[tuple[int, array[int], int]]:
+    """(number, ids with EOS, characters) of documents that are not empty, until there are `limit` tokens."""
     start = [tokenizer.bos_token_id] if bos else []
     found: list[tuple[int, array[int], int]] = []
     batch: list[tuple[int, str]] = []
+    count = 0
 
     def flush() -> None:
+        nonlocal count
         if batch:
-            encoded = tokenizer([text for _, text in batch], add_special_tokens=False)["input_ids"]
+            # verbose=False: a document may well be longer than the model reads; it is cut into blocks here.
+            texts = [text for _, text in batch]
+            encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             for (number, text), ids in zip(batch, encoded, strict=True):
+                if limit is not None and count >= limit:
+                    break
                 found.append((number, array("i", [*start, *ids, tokenizer.eos_token_id]), len(text)))
+                count += len(found[-1][1])
             batch.clear()
 
-    for number, document in enumerate(texts):
+    for number, document in numbered:
         text = document if isinstance(document, str) else getattr(document, "text", None)
         if not isinstance(text, str):
             raise TrainingError(
@@ -197,6 +216,8 @@ def _encode(texts: Iterable[Any], tokenizer: Any, bos: bool) -> list[tuple[int, 
             batch.append((number, text))
         if len(batch) == _TOKENIZE_AT_ONCE:
             flush()
+            if limit is not None and count >= limit:
+                break
     flush()
     return found
 

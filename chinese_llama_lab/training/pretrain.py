@@ -68,6 +68,7 @@ def pretrain(
         bos=recipe.bos,
         replay=replay,
         replay_share=recipe.replay_share,
+        tokens=recipe.steps * recipe.batch * recipe.block or None,
     )
     return train(
         model,

@@ -35,7 +35,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("pretrain", "finetune"),
     "embeddings": ("frozen", "new-rows", "published"),
     "schedule": ("cosine", "linear", "constant"),
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("fp32", "bf16", "fp16", "auto"),
     "quantization": ("none", "int8", "nf4", "nf4-double"),
     "device": ("any", "gpu"),
     "template": TEMPLATES,
@@ -49,6 +49,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "alpha": (0, math.inf, False),
     "dropout": (0, 0.99, True),
     "lora_plus_ratio": (1, math.inf, True),
+    "new_rows_ratio": (0, math.inf, False),
+    "adam_beta2": (0, 0.99999, False),
     "learning_rate": (0, 1, False),
     "weight_decay": (0, 1, True),
     "warmup_ratio": (0, 1, True),
@@ -78,14 +80,16 @@ class Recipe:
         vocabulary: rows of the extended embedding; 0 leaves the base's.
         rank, alpha, dropout, targets: of LoRA; rank 0 trains no LoRA. rslora, dora: as the papers say.
         lora_plus_ratio: learning rate of B over that of A (LoRA+); 1 is plain LoRA.
+        new_rows_ratio: learning rate of new tokens' rows over that of A.
         embeddings: `frozen`; `new-rows` trains the rows of new tokens alone; `published` trains whole copies
             of `embedding_modules`, as the original does.
-        learning_rate, weight_decay, warmup_ratio, schedule, max_grad_norm: of AdamW.
+        learning_rate, weight_decay, warmup_ratio, schedule, max_grad_norm, adam_beta2: of AdamW.
         block: tokens a sequence. micro_batch: sequences a process computes at once. batch: sequences an
             optimizer step, over all processes.
         epochs: passes over the data; steps: optimizer steps, 0 for as many as the epochs give.
-        precision: of the arithmetic. quantization: of the frozen weights. gradient_checkpointing: compute
-            activations twice rather than keep them. device: `gpu` if it was made for one.
+        precision: of the arithmetic; `auto` is bf16 where the machine is fast at it, else fp32.
+        quantization: of the frozen weights. gradient_checkpointing: compute activations twice rather than
+            keep them. device: `gpu` if it was made for one.
         separate_documents, bos, replay_share: of packing (`packing.py`).
         template, too_long, mask_prompt, batching: of instruction rows (`instructions.py`).
         seed: of data order, LoRA's start and dropout.
@@ -107,6 +111,7 @@ class Recipe:
     rslora: bool = False
     dora: bool = False
     lora_plus_ratio: float = 1.0
+    new_rows_ratio: float = 1.0
     embeddings: str = "new-rows"
     embedding_modules: tuple[str, ...] = MATRICES
     learning_rate: float = 2e-4
@@ -114,6 +119,7 @@ class Recipe:
     warmup_ratio: float = 0.05
     schedule: str = "cosine"
     max_grad_norm: float = 1.0
+    adam_beta2: float = 0.999
     block: int = 512
     micro_batch: int = 1
     batch: int = 8

@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from chinese_llama_lab.adapters import AdapterError
 from chinese_llama_lab.training.commands import add_commands
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.generate import answer, stream_answer
@@ -44,20 +45,14 @@ def test_pretrain_finetune_merge_generate(base, tmp_path, capsys):
     assert call("pretrain", *model, "--text", text, "--held-out-zh", text, "--out", tmp_path / "pt") == 0
     said = capsys.readouterr().out
     assert "bits per character" in said and "parameters are trained" in said
-    assert call("finetune", *model, "--set=block=128", "--instructions", rows, "--out", tmp_path / "sft") == 0
-    assert (
-        call(
-            "merge-adapters",
-            base,
-            tmp_path / "pt",
-            tmp_path / "sft",
-            "--dtype=float32",
-            "--out",
-            tmp_path / "m",
-        )
-        == 0
-    )
+    fp32 = ("--dtype=float32", "--out")
+    assert call("merge-adapters", base, tmp_path / "pt", *fp32, tmp_path / "zh") == 0
+    tuned = ["--model", tmp_path / "zh", *SMALL, "--set=block=128", "--instructions", rows]
+    assert call("finetune", *tuned, "--out", tmp_path / "sft") == 0
+    assert call("merge-adapters", base, tmp_path / "pt", tmp_path / "sft", *fp32, tmp_path / "m") == 0
     assert "264 rows, tied, float32" in capsys.readouterr().out
+    with pytest.raises(AdapterError, match="another base"):  # the adapter in between was left out
+        call("merge-adapters", base, tmp_path / "sft", *fp32, tmp_path / "wrong")
     call("generate", tmp_path / "m", "你好", "再见", "--max-new-tokens", 4)
     call("generate", base, "你", "--adapter", tmp_path / "pt", "--template=none", "--max-new-tokens=2")
     assert len(capsys.readouterr().out.splitlines()) >= 3

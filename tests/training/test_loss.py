@@ -39,7 +39,8 @@ def test_loss_and_gradients_are_those_of_the_model(embeddings, tied):
     for (name, one), (_, two) in zip(plain.named_parameters(), lean.named_parameters(), strict=True):
         assert (one.grad is None) == (two.grad is None), name
         if one.grad is not None:
-            assert torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-5), name
+            # float32, summed in another order
+            assert torch.allclose(one.grad, two.grad, rtol=2e-4, atol=2e-5), name
     assert lean(IDS).logits.shape == (2, 6, 269)  # restored
 
 

@@ -76,6 +76,19 @@ def test_replay_has_its_share(tokenizer, share):
     assert sum(number < 0 for number in packed.documents) and sum(n >= 0 for n in packed.documents) == 80
 
 
+def test_a_short_run_takes_what_it_needs_from_a_long_corpus(tokenizer):
+    texts = [f"{n}{text}" for n in range(400) for text in CHINESE]
+    whole = pack(texts, tokenizer, 32, replay=ENGLISH * 900, replay_share=0.25)
+    few = pack(texts, tokenizer, 32, replay=ENGLISH * 900, replay_share=0.25, tokens=5000)
+    assert 5000 <= len(few.ids) < 5400 < len(whole.ids) / 4
+    assert abs(few.replay_share - 0.25) < 0.02
+    assert pack(texts, tokenizer, 32, tokens=5000).ids == pack(texts, tokenizer, 32, tokens=5000).ids
+    # The documents are drawn from all of the corpus, not from its beginning.
+    assert max(few.documents) > 1000
+    less = pack(CHINESE, tokenizer, 8, tokens=10**6)
+    assert sorted(less.documents) == [0, 1, 2, 3]
+
+
 def test_bos(tokenizer):
     packed = pack(["ab"] * 4, tokenizer, 4, bos=True)
     assert packed.block_ids(0) == [256, *tokenizer.encode("ab"), EOS]
@@ -93,6 +106,8 @@ def test_bad_input(tokenizer):
         pack(CHINESE * 9, tokenizer, 8, replay=ENGLISH[:1], replay_share=0.5)
     with pytest.raises(TrainingError, match="document 1 is int"):
         pack(["a", 3], tokenizer, 8)
+    with pytest.raises(TrainingError, match="tokens is 0"):
+        pack(CHINESE, tokenizer, 8, tokens=0)
     for wrong in ({"replay_share": 1.0}, {"replay_share": -0.1}):
         with pytest.raises(TrainingError, match="replay_share"):
             pack(CHINESE, tokenizer, 8, **wrong)

@@ -40,7 +40,7 @@ def main(out: Path, *flags: str) -> None:
     if "shapes" in flags:
         from transformers import TrainerCallback
 
-        from chinese_llama_lab.training import run
+        from chinese_llama_lab.training.trainer import LabTrainer
 
         class Look(TrainerCallback):
             def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -48,13 +48,13 @@ def main(out: Path, *flags: str) -> None:
                     local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
                     shapes[name] = [list(parameter.shape), list(local.shape)]
 
-        original = run._LabTrainer.prepare_run
+        original = LabTrainer.prepare_run
 
         def prepare(self, *arguments):
             original(self, *arguments)
             self.add_callback(Look)
 
-        run._LabTrainer.prepare_run = prepare
+        LabTrainer.prepare_run = prepare
     report = pretrain(
         make_model(264),
         make_tokenizer(5),
