@@ -445,5 +445,5 @@ results.load("03_tied")
 # - convex hulls: [arXiv 2407.05841](https://arxiv.org/abs/2407.05841)
 # - CC-CEDICT, a community dictionary, CC-BY-SA-4.0
 #
-# **Next:** chapter 04, continued pre-training 继续预训练: now the rows, and a few of the weights,
-# begin to move. The map in [00 Start here](00_start_here.ipynb) shows which chapters are there.
+# **Next:** [04 LoRA pre-training](04_lora_pretraining.ipynb) 继续预训练: now the rows, and a few of the
+# weights, begin to move.
