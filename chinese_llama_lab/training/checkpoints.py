@@ -9,7 +9,6 @@ refused, by name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from chinese_llama_lab.sources.index import sha256_of
 from chinese_llama_lab.training.errors import TrainingError
 
 MANIFEST = "manifest.json"
@@ -57,7 +57,7 @@ def seal(part: Path, target: Path, **about: Any) -> None:
             os.fsync(stream.fileno())
         pieces[path.relative_to(part).as_posix()] = {
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": sha256_of(path),
         }
     text = json.dumps({**about, "pieces": pieces}, indent=1) + "\n"
     with (part / MANIFEST).open("w", encoding="utf-8") as stream:
@@ -91,7 +91,7 @@ def check_whole(folder: Path) -> None:
         size = path.stat().st_size
         if size != entry["bytes"]:
             refuse(f"{name} has {size} bytes instead of {entry['bytes']}")
-        if _sha256(path) != entry["sha256"]:
+        if sha256_of(path) != entry["sha256"]:
             refuse(f"{name} is not what was written (its sha256 differs)")
 
 
@@ -133,19 +133,3 @@ def remove_old(out: Path, keep: int) -> None:
 
 def _pieces(folder: Path) -> Iterator[Path]:
     yield from sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _old(stream)
-        )
-
-
-def _old(stream: Any) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -18,7 +18,10 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     training = subparsers.add_parser(
         "pretrain",
         help="continued pre-training with LoRA",
-        description="Several processes: accelerate launch -m chinese_llama_lab pretrain …, or torchrun.",
+        description="Several processes: `accelerate launch --multi_gpu --num_processes 2 -m "
+        "chinese_llama_lab pretrain …` (DDP), `accelerate launch --use_fsdp --fsdp_version 2 …` "
+        "(sharded), or torchrun. On CPUs too: `--multi_gpu` is accelerate's word for several processes, "
+        "and with `--cpu` it starts only one.",
     )
     _add_run(training, "smollm2-zh")
     training.add_argument(

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from chinese_llama_lab.training import checkpoints as cp
+from tests.training.conftest import CHINESE, make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FSDP = {
@@ -97,3 +98,77 @@ def test_fsdp2_resumes(one, tmp_path):
     start(tmp_path / "run", 2, "resume", **FSDP)
     assert result(tmp_path / "run")["resumed_from"] == 4
     agree(one, tmp_path / "run")
+
+
+LAUNCHERS = {
+    "DDP": ["--multi_gpu"],
+    "FSDP2": [
+        "--use_fsdp",
+        "--fsdp_version=2",
+        "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
+        "--fsdp_transformer_layer_cls_to_wrap=LlamaDecoderLayer",
+        "--fsdp_state_dict_type=FULL_STATE_DICT",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", LAUNCHERS)
+def test_accelerate_launches_the_command_line(way, tmp_path):
+    base = tmp_path / "base"
+    make_model(264, tied=True).save_pretrained(base)
+    make_tokenizer(5).save_pretrained(base)
+    text = tmp_path / "zh.txt"
+    text.write_text("\n".join(CHINESE * 10), encoding="utf-8")
+    settings = [
+        "block=32",
+        "batch=4",
+        "micro_batch=2",
+        "steps=4",
+        "replay_share=0.0",
+        "log_every=1",
+        "save_every=2",
+    ]
+    pretrain = ["-m", "chinese_llama_lab", "pretrain", "--model", str(base), "--text", str(text)]
+    pretrain += ["--held-out-zh", str(text), *(f"--set={s}" for s in [*settings.split(), "precision=fp32"])]
+    launch = ["-m", "accelerate.commands.launch", "--num_processes=2", *LAUNCHERS[way]]
+    logs = []
+    for name, command in (("one", pretrain), ("two", [*launch, *pretrain])):
+        done = subprocess.run(
+            [sys.executable, *command, "--out", str(tmp_path / name)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("written:") == 1  # one process speaks
+        rows = (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        logs.append([json.loads(row) for row in rows])
+    one, two = ([row["loss"] for row in log if "loss" in row] for log in logs)
+    assert len(one) == 4 and two == pytest.approx(one, abs=1e-3)
+    assert [row["tokens"] for row in logs[1] if "tokens" in row] == [128, 256, 384, 512]
+    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_share_a_batch_are_told(tmp_path):
+    make_model(264).save_pretrained(tmp_path / "base")
+    make_tokenizer(5).save_pretrained(tmp_path / "base")
+    (tmp_path / "zh.txt").write_text("\n".join(CHINESE * 10), encoding="utf-8")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    pretrain = ["-m", "chinese_llama_lab", "pretrain", "--model", str(tmp_path / "base")]
+    pretrain += ["--text", str(tmp_path / "zh.txt"), "--out", str(tmp_path / "run")]
+    settings = ["--set=block=32", "--set=batch=2", "--set=micro_batch=2", "--set=replay_share=0.0"]
+    done = subprocess.run(
+        [sys.executable, *launch, *pretrain, *settings],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode != 0 and "2 processes of 2 take 4" in done.stderr
