@@ -151,10 +151,16 @@ def _texts(files: list[Path], names: list[str]) -> list[Any]:
     return [*read_all(files), *(document for name in names for document in load_corpus(name).split("train"))]
 
 
-def _say(report: Any) -> int:
+def _say(report: Any, recipe: Any) -> int:
+    from chinese_llama_lab import results
+
     if int(os.environ.get("RANK", "0")) == 0:
+        name = f"{recipe.task}_{report.out.resolve().name}"
+        trained = {"trained": repr(report.trained), "data": report.data}
+        results.save(name, report.table(), seed=recipe.seed, model=recipe.base, recipe=recipe.name, **trained)
         print(report)
         print(f"written: {report.adapter}")
+        print(f"its log as a table: {results.results_dir() / name}.csv")
     return 0
 
 
@@ -185,7 +191,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         )
     except TrainingStopped as error:
         return _stopped(error)
-    return _say(report)
+    return _say(report, recipe)
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -207,7 +213,7 @@ def _finetune(options: argparse.Namespace) -> int:
         )
     except TrainingStopped as error:
         return _stopped(error)
-    return _say(report)
+    return _say(report, recipe)
 
 
 def _merge(options: argparse.Namespace) -> int:

@@ -63,6 +63,7 @@ class RunReport:
     def __repr__(self) -> str:
         lines = [
             f"{self.steps} steps, {self.tokens:,} tokens, {self.characters:,} characters",
+            f"this process: {self.seconds:.0f} s, at most {self.peak_memory_gib:.2f} GiB",
             repr(self.trained),
         ]
         lines.append(self.data)
