@@ -30,6 +30,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=640)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of new tokens")
     parser.add_argument("--runs", type=Path, default=Path("build/new_tokens"), help="folder of the runs")
     parser.add_argument("--save", action="store_true", help="write results/bench_new_tokens.csv")
     options = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> int:
         "en": [text[:600] for text in load_corpus("c4-en").split("held-out").sample(5).texts()],
     }
     _, tokenizer = load_base("smollm2")
-    largest = continue_bpe(tokenizer, train, max(SIZES))
+    largest = continue_bpe(tokenizer, train, max(options.sizes))
     recipe = load_recipe("smollm2-zh").replace(
         schedule="constant",
         learning_rate=1e-3,
@@ -50,7 +51,7 @@ def main() -> int:
         save_every=40,
     )
     rows: list[dict[str, Any]] = []
-    for size in SIZES:
+    for size in options.sizes:
         model, words = load_base("smollm2", dtype="bfloat16")
         if size:
             extension = largest.first(size)

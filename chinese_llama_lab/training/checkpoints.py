@@ -131,5 +131,16 @@ def remove_old(out: Path, keep: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def part_path(out: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it is moved."""
+    return checkpoints_dir(out) / f".{_PREFIX}{step:06d}.part"
+
+
+def remove_parts(out: Path) -> None:
+    """Remove the beginnings of checkpoints that a killed run left; for a run that has just started."""
+    for part in checkpoints_dir(out).glob(f".{_PREFIX}*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _pieces(folder: Path) -> Iterator[Path]:
     yield from sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)

@@ -64,6 +64,7 @@ def claim_folder(
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             there = {}
+        there = there if isinstance(there, dict) else {}
         if not resume and write:
             raise TrainingError(
                 "the folder holds a run already",
@@ -86,8 +87,17 @@ def claim_folder(
             "the folder is not empty, and holds no run", where=str(out), remedy="give an empty or new folder"
         )
     if write:
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(
+                f"the folder cannot be written: {error.strerror or error}",
+                where=str(out),
+                remedy="give a folder that you may write, on a disk with room",
+            ) from error
+        checkpoints.remove_parts(out)
         return checkpoints.newest_whole(out)
     return checkpoints.last_good(out), []

@@ -41,15 +41,19 @@ class Follow(TrainerCallback):
         self.tokens = 0
         self._losses: list[float] = []
         self._mark = (0.0, 0)  # seconds and tokens at the last log
-        self._norm = 0.0
+        self._rate = recipe.learning_rate
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update(state.global_step)
-        last = [row for row in self._log.rows if "tokens" in row]
-        self.tokens = last[-1]["tokens"] if last else 0
+        # From the order rather than from the log, which a reader may have moved away.
+        before = self._trainer.train_dataset.order[: state.global_step * self._recipe.batch]
+        self.tokens = sum(self._sequences.lengths[n] for n in before)
         self._mark = (self._meter.seconds, self.tokens)
         if state.global_step == 0:
             self._evaluate(0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._rate = self._trainer._get_learning_rate()  # after the step it is the next one's
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         recipe, step = self._recipe, state.global_step
@@ -94,7 +98,7 @@ class Follow(TrainerCallback):
             {
                 "step": step,
                 "loss": sum(self._losses) / len(self._losses),
-                "learning_rate": self._trainer._get_learning_rate(),
+                "learning_rate": self._rate,
                 "tokens": self.tokens,
                 "tokens_per_second": round(rate, 1),
                 "characters_per_second": round(rate * self._sequences.characters_per_token, 1),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from chinese_llama_lab.training.errors import TrainingError
-from chinese_llama_lab.training.instructions import bos_ids
+from chinese_llama_lab.training.instructions import bos_before
 from chinese_llama_lab.training.templates import render_prompt
 
 
@@ -39,7 +39,7 @@ def stream_answer(
     Raises: TrainingError: a prompt that leaves no room in the model's context, or an impossible option.
     """
     import torch
-    from transformers import TextIteratorStreamer
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
 
     if max_new_tokens < 1 or temperature < 0:
         raise TrainingError(
@@ -51,7 +51,10 @@ def stream_answer(
         if template is None
         else render_prompt(template, text, tokenizer=tokenizer, history=history, system=system)
     )
-    ids = [*bos_ids(tokenizer), *tokenizer.encode(prompt, add_special_tokens=False)]
+    # As in training: what looks like `</s>` in a question is text, unless the template is written in such.
+    plain = template in ("v1", "alpaca") or (template == "v2" and not history)
+    ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=plain)
+    ids = [*bos_before(tokenizer, ids), *ids]
     if not ids:
         raise TrainingError("the prompt is empty", remedy="write something")
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -64,24 +67,31 @@ def stream_answer(
     block = torch.tensor([ids], device=model.device)
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
-        torch.manual_seed(seed)
         options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     failed: list[BaseException] = []
+    left = Event()
+
+    def no_longer_read(input_ids: Any, scores: Any, **others: Any) -> Any:
+        return torch.full((len(input_ids),), left.is_set(), device=input_ids.device)
 
     def work() -> None:
         try:
-            model.generate(
-                input_ids=block,
-                attention_mask=torch.ones_like(block),
-                streamer=streamer,
-                max_new_tokens=room,
-                repetition_penalty=repetition_penalty,
-                pad_token_id=pad,
-                eos_token_id=tokenizer.eos_token_id,
-                **options,
-            )
+            own = [block.device] if block.is_cuda else []
+            with torch.random.fork_rng(own):  # a run that asks its model meanwhile keeps its dropout
+                torch.manual_seed(seed)
+                model.generate(
+                    input_ids=block,
+                    attention_mask=torch.ones_like(block),
+                    streamer=streamer,
+                    max_new_tokens=room,
+                    repetition_penalty=repetition_penalty,
+                    pad_token_id=pad,
+                    eos_token_id=tokenizer.eos_token_id,
+                    stopping_criteria=StoppingCriteriaList([no_longer_read]),
+                    **options,
+                )
         except BaseException as error:
             failed.append(error)
             streamer.end()
@@ -92,8 +102,9 @@ def stream_answer(
     thread.start()
     try:
         yield from (piece for piece in streamer if piece)
-        thread.join()
     finally:
+        left.set()  # the reader may have had enough
+        thread.join()
         model.train(was_training)
     if failed:
         raise failed[0]

@@ -95,22 +95,15 @@ def read_instructions(path: Path) -> list[Instruction]:
             f"{path.name} is not UTF-8", where=f"{path}, line {line}", remedy="convert it to UTF-8"
         ) from None
     if text.lstrip()[:1] == "[":
-        try:
-            table = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise _not_json(path, error.lineno, error) from None
-        rows = [instruction_row(row, f"{path}, row {n}") for n, row in enumerate(table, start=1)]
+        rows = [
+            instruction_row(row, f"{path}, row {n}") for n, row in enumerate(_parsed(text, path), start=1)
+        ]
     else:
         rows = []
         # Only "\n" ends a line of JSON lines: U+0085 and U+2028 may stand inside a string.
         for number, entry in enumerate(text.split("\n"), start=1):
-            if not entry.strip():
-                continue
-            try:
-                row = json.loads(entry)
-            except json.JSONDecodeError as error:
-                raise _not_json(path, number, error) from None
-            rows.append(instruction_row(row, f"{path}, line {number}"))
+            if entry.strip():
+                rows.append(instruction_row(_parsed(entry, path, number), f"{path}, line {number}"))
     if not rows:
         raise TrainingError(
             "there are no instructions", where=str(path), remedy="give a file with rows in it"
@@ -121,9 +114,12 @@ def read_instructions(path: Path) -> list[Instruction]:
 def instruction_row(row: Any, where: str = "") -> Instruction:
     """Check one mapping and make it an Instruction.
 
-    Raises: TrainingError naming the place, the key and what it holds.
+    Raises: TrainingError naming the place, the key and what it holds. Earlier turns (`history`) and a
+        `system` prompt are refused where they hold something: without them the answer answers another
+        question.
     """
     if isinstance(row, Instruction):
+        _check_text(row, where)
         return row
     if not isinstance(row, Mapping):
         raise TrainingError(
@@ -146,34 +142,74 @@ def instruction_row(row: Any, where: str = "") -> Instruction:
             )
     if not row["instruction"].strip():
         raise TrainingError("'instruction' is empty", where=where, remedy="write one, or leave the row out")
+    for key in ("history", "system"):
+        if row.get(key):
+            raise TrainingError(
+                f"a row has {key!r}, which is not trained on",
+                where=where,
+                remedy="put what the answer needs into the instruction, or leave the row out",
+            )
     category = row.get("category", "")
-    return Instruction(
+    found = Instruction(
         row["instruction"],
         row.get("input", ""),
         row["output"],
         where,
         category if isinstance(category, str) else "",
     )
+    _check_text(found, where)
+    return found
 
 
-def _not_json(path: Path, line: int, error: json.JSONDecodeError) -> TrainingError:
-    return TrainingError(
-        f"a line is not JSON: {error.msg} (column {error.colno})",
-        where=f"{path}, line {line}",
+def _check_text(row: Instruction, where: str) -> None:
+    for key in ("instruction", "input", "output"):
+        try:
+            getattr(row, key).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TrainingError(
+                f"{key!r} holds a lone surrogate, U+{ord(error.object[error.start]):04X}, at {error.start}",
+                where=where,
+                remedy="correct the text: half of a character has no UTF-8 form",
+            ) from None
+
+
+def _parsed(text: str, path: Path, line: int | None = None) -> Any:
+    """One JSON value; `line` is where it stands, if it is a line."""
+    at = line
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problem, at = f"{error.msg} (column {error.colno})", at or error.lineno
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        problem = str(error)
+    raise TrainingError(
+        f"a line is not JSON: {problem}",
+        where=f"{path}, line {at or 1}",
         remedy="correct the line; one object a line, or one array for the whole file",
     )
 
 
-def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
+def special_strings(tokenizer: Any) -> list[str]:
+    """What a tokenizer reads as one of its special tokens wherever it stands in a text, such as `</s>`."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *(t.content for t in added if t.special)]))
+
+
+def encode_pair(tokenizer: Any, prompt: str, answer: str, *, plain: bool = False) -> tuple[list[int], int]:
     """Ids of BOS (where the tokenizer adds one) + prompt + answer + EOS, and how many belong to the prompt.
+
+    Args:
+        tokenizer: a transformers tokenizer with an EOS token.
+        prompt, answer: texts.
+        plain: whether `</s>` and the like in them are text; False for a prompt that a chat template wrote.
 
     Both are tokenised as one text, since a tokenizer may join a prompt's last characters with the answer's
     first (`：` + `A`). What the prompt alone and the whole have in common is the prompt; a token that spans
     both belongs to the answer, whose label it is.
     """
-    start = bos_ids(tokenizer)
-    whole = tokenizer.encode(prompt + answer, add_special_tokens=False)
-    alone = tokenizer.encode(prompt, add_special_tokens=False)
+    whole = tokenizer.encode(prompt + answer, add_special_tokens=False, split_special_tokens=plain)
+    alone = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=plain)
+    start = bos_before(tokenizer, whole)
     common = 0
     for one, other in zip(whole, alone, strict=False):
         if one != other:
@@ -184,8 +220,15 @@ def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], in
 
 def bos_ids(tokenizer: Any) -> list[int]:
     """`[bos]` where the tokenizer itself starts a text so (LLaMA), else nothing (SmolLM2, Qwen)."""
-    first = tokenizer.encode("", add_special_tokens=True)[:1]
+    # Not of an empty text: one that ends in EOS begins with it, and EOS may be BOS.
+    first = tokenizer.encode("a", add_special_tokens=True)[:1]
     return [tokenizer.bos_token_id] if first == [tokenizer.bos_token_id] and first != [None] else []
+
+
+def bos_before(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """`bos_ids`, but nothing where a chat template wrote BOS already (Llama-2 and 3, Gemma, Mistral do)."""
+    start = bos_ids(tokenizer)
+    return [] if list(ids[:1]) == start else start
 
 
 def encode_instructions(
@@ -209,7 +252,8 @@ def encode_instructions(
             row whose answer alone is too long is refused: half an answer teaches the model to stop nowhere.
         mask_prompt: False trains on the prompt too (chapter 05 shows what that does).
 
-    Returns: EncodedInstructions. A row whose answer is empty has no label and is refused.
+    Returns: EncodedInstructions. A row whose answer is empty has no label and is refused. `</s>` and the like
+        in a row are text; under the chat template, which is written in such tokens, the row is refused.
 
     Raises: TrainingError: no row is left, an impossible option, a tokenizer without EOS, a malformed row.
     """
@@ -224,13 +268,18 @@ def encode_instructions(
     cut: list[int] = []
     refused: dict[int, str] = {}
     lengths: Counter[int] = Counter()
+    specials = special_strings(tokenizer) if template == "chat" else []
     for number, given in enumerate(rows):
         row = instruction_row(given, f"row {number}")
         if not row.output.strip():
             refused[number] = "no answer, so no label"
             continue
+        inside = [s for s in specials if s in row.instruction or s in row.input or s in row.output]
+        if inside:
+            refused[number] = f"holds {inside[0]!r}, which the chat template gives a meaning"
+            continue
         prompt = render_prompt(template, row.instruction, row.input, tokenizer=tokenizer)
-        ids, masked = encode_pair(tokenizer, prompt, row.output)
+        ids, masked = encode_pair(tokenizer, prompt, row.output, plain=template != "chat")
         lengths[len(ids) // HISTOGRAM_STEP * HISTOGRAM_STEP] += 1
         if len(ids) > max_length:
             if too_long == "refuse":
@@ -261,7 +310,7 @@ def _shorten(row: Instruction, template: str, tokenizer: Any, limit: int) -> tup
 
     def attempt(instruction: str, input: str) -> tuple[list[int], int] | None:
         prompt = render_prompt(template, instruction, input, tokenizer=tokenizer)
-        ids, masked = encode_pair(tokenizer, prompt, row.output)
+        ids, masked = encode_pair(tokenizer, prompt, row.output, plain=template != "chat")
         return (ids, masked) if len(ids) <= limit else None
 
     def longest(text: str, least: int, build: Any) -> tuple[list[int], int] | None:

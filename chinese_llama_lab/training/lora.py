@@ -58,6 +58,32 @@ def new_token_ids(recipe: Recipe, tokenizer: Any) -> list[int]:
     return list(range(int(recipe.architecture.get("vocab_size", len(tokenizer))), len(tokenizer)))
 
 
+def check_adaptable(model: Any, recipe: Recipe, new_tokens: Sequence[int] = ()) -> None:
+    """Raise what `add_lora` raises; the model stays as it is."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
+        raise TrainingError(
+            "the model has an adapter already", remedy="merge it first, or pass the plain model"
+        )
+    _check_targets(model, recipe)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    outside = [index for index in new_tokens if not 0 <= index < rows]
+    if outside:
+        raise TrainingError(
+            f"token id {outside[0]} has no row: the embedding has {rows}",
+            where="new_tokens",
+            remedy="resize the model to its tokenizer with extend_embeddings",
+        )
+    new = recipe.embeddings == "new-rows" and len(new_tokens)
+    if recipe.rank == 0 and recipe.embeddings != "published" and not new:
+        raise TrainingError(
+            "nothing is trained: rank is 0 and there are no new tokens",
+            where=f"recipe {recipe.name!r}",
+            remedy="set rank, or pass a tokenizer with new tokens",
+        )
+
+
 def add_lora(model: Any, recipe: Recipe, new_tokens: Sequence[int] = ()) -> Any:
     """The model with the recipe's adapter around it; the model itself is changed and frozen.
 
@@ -72,38 +98,20 @@ def add_lora(model: Any, recipe: Recipe, new_tokens: Sequence[int] = ()) -> Any:
     Raises: TrainingError: a target that the model does not have, ids outside its rows, nothing to train, or a
         model that has an adapter already.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
-        raise TrainingError(
-            "the model has an adapter already", remedy="merge it first, or pass the plain model"
-        )
-    _check_targets(model, recipe)
+    check_adaptable(model, recipe, new_tokens)
     tied = is_tied(model)
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    outside = [index for index in new_tokens if not 0 <= index < rows]
-    if outside:
-        raise TrainingError(
-            f"token id {outside[0]} has no row: the embedding has {rows}",
-            where="new_tokens",
-            remedy="resize the model to its tokenizer with extend_embeddings",
-        )
     options: dict[str, Any] = {}
     if recipe.embeddings == "published":
         # Of a tied pair peft copies one and ties the other to it.
         names = ["embed_tokens"] if tied else list(recipe.embedding_modules)
         options = {"modules_to_save": names, "ensure_weight_tying": tied}
-    elif recipe.embeddings == "new-rows" and new_tokens:
+    elif recipe.embeddings == "new-rows" and len(new_tokens):
         # A plain list would train the embedding alone, and leave an untied head as it is.
         names = ["embed_tokens"] if tied else list(recipe.embedding_modules)
         options = {"trainable_token_indices": {name: sorted(set(new_tokens)) for name in names}}
         options["ensure_weight_tying"] = tied
-    elif recipe.rank == 0:
-        raise TrainingError(
-            "nothing is trained: rank is 0 and there are no new tokens",
-            where=f"recipe {recipe.name!r}",
-            remedy="set rank, or pass a tokenizer with new tokens",
-        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank or 8,

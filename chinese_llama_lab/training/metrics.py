@@ -86,7 +86,8 @@ def bits_per_character(
         with torch.inference_mode():
             for number, text in enumerate(iterate_texts(texts)):
                 utf8_lengths([text], first=number)  # names the text that holds a lone surrogate
-                ids = tokenizer.encode(text, add_special_tokens=False)
+                # What looks like a special token is text here too, as it was in training.
+                ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
                 if ids:
                     nats += _nats(model, [first, *ids], window, stride, head_rows)
                     tokens += len(ids)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import random
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chinese_llama_lab.tokenization.base import utf8_lengths
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.instructions import IGNORED, Example
 
@@ -32,6 +33,7 @@ class Packed:
         documents: for each of them its number in the input: n is corpus document n, -1 - n replay document n.
         block: tokens a block. separate: whether positions start again at each document.
         characters: code points of all documents. replay_tokens: tokens of the replayed documents.
+        replay_asked: the share of them that was asked for.
     """
 
     ids: array[int]
@@ -41,6 +43,7 @@ class Packed:
     separate: bool
     characters: int
     replay_tokens: int
+    replay_asked: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ids) // self.block
@@ -81,7 +84,9 @@ class Packed:
         return self.documents[first : bisect_right(self.starts, (index + 1) * self.block - 1)]
 
     def __repr__(self) -> str:
-        replay = f", {self.replay_share:.1%} of the tokens replayed" if self.replay_tokens else ""
+        replay = f", {self.replay_share:.1%} of the tokens replayed" if self.replay_asked else ""
+        if abs(self.replay_share - self.replay_asked) > 0.02:  # a short run, and long documents to replay
+            replay += f" ({self.replay_asked:.1%} asked for)"
         return (
             f"{len(self)} blocks of {self.block} tokens from {len(self.documents)} documents{replay}; "
             f"tail of {self.tail} tokens left out"
@@ -102,6 +107,8 @@ def pack(
 ) -> Packed:
     """Shuffle documents by `seed`, tokenise, and lay them end to end.
 
+    What looks like a special token in a text (`</s>`) is text: the only EOS are those at documents' ends.
+
     Args:
         texts: documents: strings, or objects with a `text` (as a corpus yields). Empty ones are left out.
         tokenizer: a transformers tokenizer with an EOS token (and a BOS token for `bos`).
@@ -116,14 +123,14 @@ def pack(
     Returns: Packed.
 
     Raises: TrainingError: no text, fewer tokens than one block (both numbers are named), too little to
-        replay, no EOS, or an impossible option.
+        replay, no EOS, or an impossible option. TextError: a document with a lone surrogate.
     """
     _check(tokenizer, block, bos, replay_share)
     if tokens is not None and tokens < 1:
         raise TrainingError(f"tokens is {tokens}", remedy="use at least 1, or None for all")
     shuffler = random.Random(seed)
     limit = None if tokens is None else tokens * (1 - replay_share) + block
-    main = _encode(_shuffled(texts, shuffler), tokenizer, bos, limit)
+    main = _encode(_shuffled(texts, shuffler, "corpus"), tokenizer, bos, limit, "corpus")
     if not main:
         raise TrainingError(
             "the corpus holds no text", where="corpus", remedy="give at least one document that is not empty"
@@ -132,7 +139,7 @@ def pack(
     wanted = replay_share / (1 - replay_share) * sum(len(ids) for _, ids, _ in main)
     replayed = 0
     if wanted:
-        english = _encode(_shuffled(replay, shuffler), tokenizer, bos, wanted)
+        english = _encode(_shuffled(replay, shuffler, "replay"), tokenizer, bos, wanted, "replay")
         for number, ids, characters in english:
             # Stop where one document more would miss the share by more than leaving it out.
             if replayed + len(ids) / 2 > wanted:
@@ -160,7 +167,8 @@ def pack(
             remedy=f"give more text, or block = {len(flat)} or less",
         )
     characters = sum(count for _, _, count in documents)
-    return Packed(flat, starts, [number for number, _, _ in documents], block, separate, characters, replayed)
+    numbers = [number for number, _, _ in documents]
+    return Packed(flat, starts, numbers, block, separate, characters, replayed, replay_share)
 
 
 def _check(tokenizer: Any, block: int, bos: bool, replay_share: float) -> None:
@@ -176,14 +184,20 @@ def _check(tokenizer: Any, block: int, bos: bool, replay_share: float) -> None:
         )
 
 
-def _shuffled(texts: Iterable[Any], shuffler: random.Random) -> list[tuple[int, Any]]:
+def _shuffled(texts: Iterable[Any], shuffler: random.Random, name: str) -> list[tuple[int, Any]]:
+    if isinstance(texts, (str, bytes, Mapping)):  # a text would be taken for a list of characters
+        raise TrainingError(
+            f"the {name} is {type(texts).__name__}, not a list of documents",
+            where=name,
+            remedy="give [text], or the documents of read_documents",
+        )
     numbered = list(enumerate(texts))
     shuffler.shuffle(numbered)
     return numbered
 
 
 def _encode(
-    numbered: Iterable[tuple[int, Any]], tokenizer: Any, bos: bool, limit: float | None
+    numbered: Iterable[tuple[int, Any]], tokenizer: Any, bos: bool, limit: float | None, name: str
 ) -> list[tuple[int, array[int], int]]:
     """(number, ids with EOS, characters) of documents that are not empty, until there are `limit` tokens."""
     start = [tokenizer.bos_token_id] if bos else []
@@ -196,7 +210,8 @@ def _encode(
         if batch:
             # verbose=False: a document may well be longer than the model reads; it is cut into blocks here.
             texts = [text for _, text in batch]
-            encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            encoded = tokenizer(texts, **options)["input_ids"]
             for (number, text), ids in zip(batch, encoded, strict=True):
                 if limit is not None and count >= limit:
                     break
@@ -209,9 +224,10 @@ def _encode(
         if not isinstance(text, str):
             raise TrainingError(
                 f"document {number} is {type(document).__name__}, not text",
-                where="corpus",
+                where=name,
                 remedy="give strings, or objects with a `text`",
             )
+        utf8_lengths([text], first=number)  # names the document that holds a lone surrogate
         if text.strip():
             batch.append((number, text))
         if len(batch) == _TOKENIZE_AT_ONCE:

@@ -11,6 +11,7 @@ import difflib
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -167,8 +168,10 @@ class Recipe:
             refuse("rank is 0, and rslora, dora or lora_plus_ratio are set", "set rank, or leave them out")
         if self.rank and not self.targets:
             refuse("targets is empty", f"name modules, such as {', '.join(MODULES)}; or rank = 0")
-        if self.embeddings == "published" and not self.embedding_modules:
-            refuse("embedding_modules is empty", f"name some of {', '.join(MATRICES)}")
+        if self.embeddings != "frozen" and not self.embedding_modules:
+            refuse(
+                "embedding_modules is empty", f"name some of {', '.join(MATRICES)}, or embeddings = frozen"
+            )
         if self.dora and self.quantization == "int8":
             refuse("dora with int8 is not supported", "use quantization = nf4 or none, or dora = false")
 
@@ -216,9 +219,13 @@ def _typed(entry: Any, value: Any, where: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             refuse("a whole number")
     elif kind == "float":
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        number = math.nan
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with suppress(OverflowError):  # a whole number of hundreds of digits
+                number = float(value)
+        if not math.isfinite(number):
             refuse("a finite number")
-        return float(value)
+        return number
     elif kind == "str":
         if not isinstance(value, str):
             refuse("text in quotes")

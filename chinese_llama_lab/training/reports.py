@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from chinese_llama_lab.machine import GIB
+from chinese_llama_lab.paths import atomic_file
 from chinese_llama_lab.training.lora import Trained
 
 LOG = "log.jsonl"
@@ -86,16 +87,17 @@ class RunLog:
     def rewind(self, step: int) -> None:
         """Keep the rows up to a step."""
         if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
                 except ValueError:  # the line that a kill cut in two
                     continue
-                if row["step"] <= step:
+                if isinstance(row, dict) and row.get("step", step + 1) <= step:
                     self.rows.append(row)
         if self._write:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            self.path.write_text(text, encoding="utf-8")
+            with atomic_file(self.path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row and show it to the watcher."""

@@ -7,21 +7,24 @@ written and chosen (`checkpoints.py`), what happens to a loss that is no number,
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import PrinterCallback
 
 from chinese_llama_lab.errors import LabError
+from chinese_llama_lab.tokenization.fertility import iterate_texts
 from chinese_llama_lab.training import checkpoints
 from chinese_llama_lab.training.batches import Ordered, Sequences, collate, run_order
 from chinese_llama_lab.training.claim import claim_folder, describe_run
@@ -29,7 +32,7 @@ from chinese_llama_lab.training.errors import TrainingError, TrainingStopped
 from chinese_llama_lab.training.follow import Follow
 from chinese_llama_lab.training.footprint import check_machine, is_out_of_memory, out_of_memory
 from chinese_llama_lab.training.lean_layers import lean_layers
-from chinese_llama_lab.training.lora import add_lora, lean_rows
+from chinese_llama_lab.training.lora import add_lora, check_adaptable, lean_rows
 from chinese_llama_lab.training.loss import lean_loss
 from chinese_llama_lab.training.recipe import Recipe
 from chinese_llama_lab.training.reports import Meter, RunLog, RunReport, Watcher
@@ -38,6 +41,7 @@ from chinese_llama_lab.training.trainer import LabTrainer, training_arguments
 from chinese_llama_lab.vocabulary.consistency import check_consistency
 
 ADAPTER = "adapter"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def train(
@@ -58,6 +62,8 @@ def train(
     check_machine(recipe)
     check_consistency(model, tokenizer, spare_rows=_spare(model, tokenizer))
     _check_length(model, recipe)
+    check_adaptable(model, recipe, new_tokens)
+    texts = _held_out(held_out)
     about = describe_run(model, tokenizer, sequences, recipe, new_tokens)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     main = int(os.environ.get("RANK", "0")) == 0
@@ -91,23 +97,25 @@ def train(
         stop = stack.enter_context(StopSignal())
         bar = tqdm(total=arguments.max_steps, disable=not (progress and main), desc=recipe.name, unit="step")
         stack.callback(bar.close)
-        trainer = LabTrainer(
-            model=adapted,
-            args=arguments,
-            train_dataset=Ordered(sequences, order),
-            data_collator=partial(collate, _pad(tokenizer)),
-        )
-        trainer.prepare_run(recipe, sequences, out, meter)
-        watcher = Follow(trainer, recipe, tokenizer, sequences, held_out or {}, log, meter, stop, bar)
-        trainer.add_callback(watcher)
-        trainer.remove_callback(PrinterCallback)
         try:
+            trainer = LabTrainer(  # here the weights move to the GPU
+                model=adapted,
+                args=arguments,
+                train_dataset=Ordered(sequences, order),
+                data_collator=partial(collate, _pad(tokenizer)),
+            )
+            trainer.prepare_run(recipe, sequences, out, meter)
+            watcher = Follow(trainer, recipe, tokenizer, sequences, texts, log, meter, stop, bar)
+            trainer.add_callback(watcher)
+            trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         except LabError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise out_of_memory(adapted, recipe) from error
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise trainer.not_written(f"what step {trainer.state.global_step} logged", error) from error
             raise
     steps = trainer.state.global_step
     if stop.asked and steps < arguments.max_steps:
@@ -116,7 +124,10 @@ def train(
             where=str(checkpoints.checkpoint_path(out, steps)),
             remedy="the same call with resume=True (on the command line: --resume) goes on from there",
         )
-    trainer.save_adapter(out / ADAPTER, tokenizer, about)
+    try:
+        trainer.save_adapter(out / ADAPTER, tokenizer, about)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise trainer.not_written("the adapter", error) from error
     return RunReport(
         model=trainer.accelerator.unwrap_model(trainer.model),
         adapter=out / ADAPTER,
@@ -155,6 +166,26 @@ def _spare(model: Any, tokenizer: Any) -> int | None:
 def _pad(tokenizer: Any) -> int:
     # What padding holds is never seen (`collate`), so that EOS serves where there is no pad token.
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def _held_out(given: Mapping[str, Iterable[str]] | None) -> dict[str, list[str]]:
+    """Lists, since they are scored several times; refused before a folder is taken."""
+    if given is not None and not isinstance(given, Mapping):
+        raise TrainingError(
+            f"held_out is {type(given).__name__}", where="held_out", remedy='give {"zh": […], "en": […]}'
+        )
+    found: dict[str, list[str]] = {}
+    for name, texts in (given or {}).items():
+        if isinstance(texts, (str, bytes)):
+            raise TrainingError(
+                f"the texts of {name!r} are one text", where="held_out", remedy="give a list of texts"
+            )
+        found[name] = list(iterate_texts(texts))
+        if found[name] and not any(found[name]):
+            raise TrainingError(
+                f"the texts of {name!r} are empty", where="held_out", remedy="give texts, or leave it out"
+            )
+    return found
 
 
 def _check_length(model: Any, recipe: Recipe) -> None:

@@ -29,7 +29,7 @@ def bits_through_forward(
     try:
         with torch.no_grad():
             for text in texts:
-                ids = tokenizer.encode(text, add_special_tokens=False)
+                ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
                 characters += len(text)
                 tokens += len(ids)
                 ids = [first, *ids]

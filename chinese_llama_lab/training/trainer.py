@@ -87,8 +87,9 @@ class LabTrainer(Trainer):
     ) -> torch.Tensor:
         if not self._in_batch:
             self.step_loss, self.step_tokens = 0.0, 0
-        self._in_batch += inputs.pop("sequence").tolist()
-        self.step_tokens += inputs["input_ids"].numel()
+        numbers = inputs.pop("sequence").tolist()
+        self._in_batch += numbers
+        self.step_tokens += sum(self._sequences.lengths[n] for n in numbers)  # padding is no token
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._meter.look()
         if not torch.isfinite(loss):
@@ -139,7 +140,7 @@ class LabTrainer(Trainer):
 
     @property
     def _part(self) -> Path:
-        return checkpoints.checkpoints_dir(self._out) / f".step-{self.state.global_step:06d}.part"
+        return checkpoints.part_path(self._out, self.state.global_step)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_fsdp_enabled:
@@ -197,10 +198,14 @@ class LabTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _not_saved(self, error: Exception) -> TrainingError:
+        return self.not_written(f"the checkpoint of step {self.state.global_step}", error)
+
+    def not_written(self, what: str, error: Exception) -> TrainingError:
+        """The error for a disk that is full."""
         good = checkpoints.last_good(self._out)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         return TrainingError(
-            f"the checkpoint of step {self.state.global_step} could not be written: {reason}",
+            f"{what} could not be written: {reason}",
             where=str(self._out),
             remedy="make room on the disk, then resume=True goes on from "
             f"{good.name if good else 'the start'}",
@@ -211,12 +216,12 @@ class LabTrainer(Trainer):
         state = self._gathered()
         if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model)
-            if folder.is_dir():
-                shutil.rmtree(folder)
             with atomic_folder(folder) as part:
                 model.save_pretrained(part, state_dict=state, save_embedding_layers=False)
                 tokenizer.save_pretrained(part)
                 (part / ABOUT).write_text(
                     json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
+                if folder.is_dir():  # of the same run, when it was resumed at its end
+                    shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()

@@ -54,6 +54,13 @@ def test_a_damaged_one_is_refused_by_name_and_the_one_before_taken(tmp_path, dam
     assert cp.newest_whole(tmp_path) == (cp.checkpoint_path(tmp_path, 2), [])
 
 
+def test_what_a_kill_left_is_removed(tmp_path):
+    write(tmp_path, 4)
+    (cp.part_path(tmp_path, 6) / "checkpoint-6").mkdir(parents=True)
+    cp.remove_parts(tmp_path)
+    assert [path.name for path in cp.checkpoints_dir(tmp_path).iterdir()] == ["step-000004"]
+
+
 def test_a_second_signal_interrupts():
     before = signal.getsignal(signal.SIGINT)
     with StopSignal() as stop:

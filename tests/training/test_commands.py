@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import time
 
 import pytest
+import torch
 
 from chinese_llama_lab.adapters import AdapterError
 from chinese_llama_lab.training.commands import add_commands
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.generate import answer, stream_answer
 
-from .conftest import CHINESE, make_model, make_tokenizer
+from .conftest import CHAT, CHINESE, make_model, make_tokenizer
+from .test_instructions import with_bos
 
 SMALL = [
     f"--set={pair}"
@@ -79,6 +82,37 @@ def test_bad_input(base, tmp_path):
         call("pretrain", "--out", tmp_path / "r")
     with pytest.raises(Exception, match="no instructions"):
         call("finetune", "--out", tmp_path / "r")
+
+
+def test_drawing_leaves_the_random_numbers_of_others_alone():
+    model, tokenizer = make_model(264), make_tokenizer(5)
+    before = torch.get_rng_state()
+    answer(model, tokenizer, "a", temperature=1.5, max_new_tokens=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_answer_that_nobody_reads_on_ends():
+    model, calls = make_model(264), []
+    model.register_forward_pre_hook(lambda *arguments: calls.append(time.sleep(0.02)))
+    pieces = stream_answer(model.train(), make_tokenizer(5), "你", max_new_tokens=200)
+    next(pieces)
+    pieces.close()
+    ended = len(calls)
+    time.sleep(0.1)
+    assert len(calls) == ended < 100 and model.training
+
+
+def test_a_prompt_is_read_as_it_was_trained(monkeypatch):
+    # A question's `</s>` is text, and a chat template's own BOS is not doubled.
+    model, seen = make_model(264), []
+    monkeypatch.setattr(
+        model, "generate", lambda **o: (seen.append(o["input_ids"][0].tolist()), o["streamer"].end())
+    )
+    tokenizer = with_bos()
+    for template in ("v1", "v2", "alpaca", "chat"):
+        tokenizer.chat_template = "{{ bos_token }}" + CHAT
+        answer(model, tokenizer, "删去</s>" if template != "chat" else "删去", template=template)
+        assert [i for i in seen[-1] if i >= 256] == [256], template
 
 
 def test_streamed_and_whole_are_the_same():

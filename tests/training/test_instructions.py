@@ -3,17 +3,30 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from chinese_llama_lab.errors import LabError
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.instructions import (
     IGNORED,
+    bos_ids,
     encode_instructions,
     encode_pair,
     pad_batch,
     read_instructions,
 )
 from chinese_llama_lab.training.templates import render_prompt
+
+from .conftest import CHAT, make_tokenizer
+
+
+def with_bos():
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 256)]
+    )
+    return tokenizer
+
 
 ROW = {"instruction": "写一个词。", "input": "", "output": "学习"}
 
@@ -114,6 +127,11 @@ def test_json_and_json_lines(tmp_path):
         ('{"instruction": "甲", "output": null}', r"'output' is null"),
         ('{"instruction": "甲", "input": 3, "output": "乙"}', r"'input' is 3"),
         ('{"instruction": " ", "output": "乙"}', r"'instruction' is empty"),
+        ('{"instruction": "\\ud800", "output": "乙"}', r"lone surrogate, U\+D800, at 0\n.*line 2"),
+        ('{"instruction": "甲", "output": "乙", "history": [["丙", "丁"]]}', r"has 'history'.*\n.*line 2"),
+        ('{"instruction": "甲", "output": "乙", "system": "丙"}', r"has 'system'.*\n.*line 2"),
+        ('{"instruction": ' + "1" * 5000 + "}", r"not JSON.*digits.*\n.*line 2"),
+        ('{"a":' * 100_000, r"not JSON.*recursion.*\n.*line 2"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -136,3 +154,48 @@ def test_bad_files(tmp_path, tokenizer):
     for wrong in ({"max_length": 1}, {"too_long": "drop"}):
         with pytest.raises(TrainingError):
             encode_instructions([ROW], "v1", tokenizer, **wrong)
+
+
+def test_empty_history_and_system_are_no_matter(tokenizer):
+    rows = [ROW, {**ROW, "history": [], "system": None}]
+    one, other = encode_instructions(rows, "v1", tokenizer).examples
+    assert one.input_ids == other.input_ids
+
+
+@pytest.mark.parametrize("template", ["v1", "v2", "alpaca"])
+def test_special_tokens_in_a_row_are_text(template, tokenizer):
+    row = {"instruction": "删去</s>。", "input": "<s>甲", "output": "乙</s>丙<pad>"}
+    (example,) = encode_instructions([row], template, tokenizer).examples
+    assert [i for i in example.input_ids if i >= 256] == [257] and example.input_ids[-1] == 257
+    assert tokenizer.decode([i for i in example.labels if i != IGNORED]) == "乙</s>丙<pad></s>"
+    again = encode_instructions([{**row, "input": "甲" * 200}], template, tokenizer, max_length=400)
+    assert again.cut == [0] and again.examples[0].input_ids.count(257) == 1
+
+
+def test_special_tokens_under_the_chat_template_are_refused(tokenizer):
+    rows = [ROW, {**ROW, "output": "乙</s>丙"}, {**ROW, "input": "<pad>"}]
+    done = encode_instructions(rows, "chat", tokenizer)
+    assert [e.row for e in done.examples] == [0]
+    assert "'</s>'" in done.refused[1] and "'<pad>'" in done.refused[2]
+
+
+def test_bos_comes_once():
+    tokenizer = with_bos()
+    assert encode_pair(tokenizer, "a", "b")[0][:2] == [256, 97]
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT
+    (example,) = encode_instructions([ROW], "chat", tokenizer).examples
+    assert example.input_ids.count(256) == 1 and example.input_ids[0] == 256
+    assert example.labels.index(next(i for i in example.labels if i != IGNORED)) == len(
+        tokenizer.encode(
+            render_prompt("chat", ROW["instruction"], tokenizer=tokenizer), add_special_tokens=False
+        )
+    )
+
+
+def test_a_tokenizer_that_ends_in_eos_starts_with_no_bos():
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "</s>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 257)]
+    )
+    assert tokenizer.encode("") == [257] and bos_ids(tokenizer) == [] and bos_ids(with_bos()) == [256]

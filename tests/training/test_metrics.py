@@ -99,3 +99,8 @@ def test_one_text_is_not_scored_character_by_character(model, tokenizer):
         bits_per_character(model, tokenizer, "中国", window=32)
     with pytest.raises(TextError, match="surrogate"):
         bits_per_character(model, tokenizer, ["中国", "\ud800"], window=32)
+
+
+def test_special_tokens_in_a_text_are_scored_as_text(model, tokenizer):
+    scored = bits_per_character(model, tokenizer, ["a<s>b"], window=16, stride=8)
+    assert scored.tokens == scored.characters == 5

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from chinese_llama_lab.errors import TextError
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.instructions import Example
 from chinese_llama_lab.training.packing import pack, pack_examples
@@ -126,3 +127,33 @@ def test_rows_packed_whole():
         ] * len(one.examples)
     with pytest.raises(TrainingError, match="row 2 has 7 tokens"):
         pack_examples(rows, 6)
+
+
+def test_special_tokens_in_a_text_are_text(tokenizer):
+    packed = pack(["a</s>b", "<s><pad>"] * 2, tokenizer, 4)
+    assert list(packed.ids).count(EOS) == 4 and not {256, 258} & set(packed.ids)
+    assert sorted(tokenizer.decode(ids[:-1]) for ids in documents_of(packed)) == sorted(
+        ["a</s>b", "<s><pad>"] * 2
+    )
+
+
+def test_a_text_in_place_of_a_list_is_refused(tokenizer):
+    for wrong in ("一个文件", b"bytes", {"text": "a"}):
+        with pytest.raises(TrainingError, match=r"corpus is .*, not a list of documents"):
+            pack(wrong, tokenizer, 4)
+    with pytest.raises(TrainingError, match="the replay is str"):
+        pack(CHINESE, tokenizer, 4, replay="text", replay_share=0.1)
+    with pytest.raises(TrainingError, match=r"document 0 is int(.|\n)*where: replay"):
+        pack(CHINESE, tokenizer, 4, replay=[3], replay_share=0.1)
+
+
+def test_half_a_character_is_refused_by_name(tokenizer):
+    with pytest.raises(TextError, match=r"U\+D800(.|\n)*document 1, character 2"):
+        pack(["好", "ab\ud800"], tokenizer, 2)
+
+
+def test_a_share_that_was_missed_is_reported(tokenizer):
+    """One English document that is longer than all that was asked for: none is taken, and it is said."""
+    packed = pack(CHINESE * 2, tokenizer, 16, replay=["x" * 900], replay_share=0.2)
+    assert packed.replay_tokens == 0 and "0.0% of the tokens replayed (20.0% asked for)" in repr(packed)
+    assert "asked" not in repr(pack(CHINESE * 9, tokenizer, 16, replay=ENGLISH * 9, replay_share=0.2))

@@ -135,3 +135,13 @@ def test_replace_validates():
     assert recipe.replace(batch=8).accumulation(2) == 2
     with pytest.raises(TrainingError, match="multiple of 6"):
         recipe.accumulation(3)
+
+
+def test_numbers_that_no_float_holds_are_refused():
+    with pytest.raises(TrainingError, match="give a finite number"):
+        load_recipe("smollm2-zh").replace(alpha=10**400)
+
+
+def test_rows_of_no_matrix_are_refused():
+    with pytest.raises(TrainingError, match="embedding_modules is empty"):
+        load_recipe("smollm2-zh").replace(embedding_modules=[])

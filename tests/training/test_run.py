@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import signal
+from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from chinese_llama_lab.errors import LabError
 from chinese_llama_lab.training import checkpoints as cp
 from chinese_llama_lab.training import footprint
 from chinese_llama_lab.training.errors import TrainingError, TrainingStopped
 from chinese_llama_lab.training.finetune import finetune
+from chinese_llama_lab.training.instructions import encode_instructions
 from chinese_llama_lab.training.metrics import bits_per_character
+from chinese_llama_lab.training.packing import pack
 from chinese_llama_lab.training.pretrain import pretrain
 from chinese_llama_lab.training.recipe import Recipe, load_recipe
 
@@ -355,3 +359,116 @@ def test_packed_rows_give_the_loss_of_padded_rows(tmp_path):
         )
         losses += report.losses
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_padding_is_no_token(tmp_path):
+    rows = [{"instruction": "写", "output": "字" * n} for n in (1, 9, 3, 20, 2)]
+    recipe = RECIPE.replace(task="finetune", template="chat", block=128, steps=0, log_every=1, save_every=1)
+    report = finetune(make_model(264), make_tokenizer(5), rows, recipe, tmp_path / "r", progress=False)
+    lengths = [
+        len(e.input_ids)
+        for e in encode_instructions(rows, "chat", make_tokenizer(5), max_length=128).examples
+    ]
+    assert report.tokens == sum(lengths) and report.characters == 35
+    assert [row["tokens"] for row in report.rows][-1] == sum(lengths)
+
+
+def test_tokens_are_counted_on_without_the_log(tmp_path, straight):
+    with pytest.raises(TrainingStopped):
+        run(tmp_path / "r", watch=at_step(4, lambda: signal.raise_signal(signal.SIGINT)))
+    (tmp_path / "r" / "log.jsonl").write_bytes(b'\xff{"step"\n[]\n{"loss": 1}\n')
+    again = run(tmp_path / "r", resume=True)
+    assert again.tokens == straight.tokens and again.rows[0]["step"] > 4
+
+
+def test_the_rate_of_a_step_is_the_one_it_was_taken_with(tmp_path):
+    report = run(tmp_path / "r", RECIPE.replace(steps=4, log_every=1, warmup_ratio=0.0, schedule="linear"))
+    assert [row["learning_rate"] for row in report.rows] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_what_is_refused_takes_no_folder(tmp_path):
+    out, tokenizer = tmp_path / "r", make_tokenizer(5)
+    model = make_model(264)
+    pretrain(model, tokenizer, CORPUS, RECIPE.replace(steps=1), tmp_path / "once", progress=False)
+    with pytest.raises(TrainingError, match="has an adapter already"):
+        pretrain(model, tokenizer, CORPUS, RECIPE, out, progress=False)
+    for changes, options, message in (
+        ({"targets": ["nope"]}, {}, "no module 'nope'"),
+        ({}, {"new_tokens": [264]}, "token id 264 has no row"),
+        ({"rank": 0, "dropout": 0.0}, {"new_tokens": []}, "nothing is trained"),
+        ({}, {"held_out": CHINESE}, "held_out is list"),
+        ({}, {"held_out": {"zh": CHINESE[0]}}, "'zh' are one text"),
+        ({}, {"held_out": {"zh": [""]}}, "'zh' are empty"),
+        ({}, {"held_out": {"zh": [3]}}, "a text was expected"),
+    ):
+        with pytest.raises(LabError, match=message):
+            run(out, RECIPE.replace(**changes), **options)
+    assert not out.exists()
+
+
+def test_held_out_texts_that_can_be_read_once_are_scored_at_every_evaluation(tmp_path):
+    recipe = RECIPE.replace(steps=2, evaluate_every=1)
+    held = {"zh": (text for text in CHINESE), "en": []}
+    assert [step for step, _ in run(tmp_path / "r", recipe, held_out=held).evaluations()] == [0, 1, 2]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out in (tmp_path / "file", str(tmp_path / "file" / "r")):
+        with pytest.raises(TrainingError, match="folder cannot be written"):
+            run(out)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_disk_that_fills_under_the_log_or_the_adapter(tmp_path, monkeypatch, straight):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    from chinese_llama_lab.training import trainer as module
+    from chinese_llama_lab.training.reports import RunLog
+
+    add = RunLog.add
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "add", lambda self, row: full() if row["step"] == 6 else add(self, row))
+        with pytest.raises(TrainingError, match=r"what step 6 logged could not be written(.|\n)*step-000004"):
+            run(tmp_path / "r")
+    again = run(tmp_path / "r", resume=True)
+    assert same(again, straight)
+    before = weights(again)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "atomic_folder", full)
+        with pytest.raises(TrainingError, match=r"the adapter could not be written(.|\n)*step-000008"):
+            run(tmp_path / "r", resume=True)
+    assert all(torch.equal(value, before[key]) for key, value in weights(again).items())
+
+
+def test_memory_that_runs_out_while_weights_move(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("chinese_llama_lab.training.run.LabTrainer", fail)
+    with pytest.raises(TrainingError, match="memory ran out; this step needs about"):
+        run(tmp_path / "r")
+
+
+def test_a_damaged_description_is_another_run(tmp_path):
+    run(tmp_path / "r", RECIPE.replace(steps=1))
+    (tmp_path / "r" / "run.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(TrainingError, match="holds another run"):
+        run(tmp_path / "r", RECIPE.replace(steps=1), resume=True)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_documents_stay_apart_in_a_batch_of_several_blocks(tmp_path, micro):
+    """The first loss is that of the blocks one by one, each document of a block on its own."""
+    report = run(tmp_path / "r", RECIPE.replace(micro_batch=micro, dropout=0.0, steps=1, log_every=1))
+    packed = pack(CORPUS, make_tokenizer(5), 32, tokens=4 * 32)
+    model, nats, labels = make_model(264), 0.0, 0
+    with torch.no_grad():
+        for n in range(4):
+            ids, positions = packed.block_ids(n), packed.block_positions(n)
+            begins = [p for p, position in enumerate(positions) if position == 0] + [32]
+            logits = torch.cat([model(torch.tensor([ids[a:b]])).logits[0] for a, b in pairwise(begins)])
+            nats += float(functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="sum"))
+            labels += 31
+    assert report.losses[0] == pytest.approx(nats / labels, abs=1e-4)
