@@ -1,0 +1,1 @@
+"""Multiple-choice questions in Chinese: read, prompt, score (chapter 09)."""
