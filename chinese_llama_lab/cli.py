@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from chinese_llama_lab import __version__
 from chinese_llama_lab.errors import LabError
+from chinese_llama_lab.quiet import quiet_libraries
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
+    quiet_libraries()
     try:
         return int(options.handler(options) or 0)
     except LabError as error:

@@ -16,6 +16,7 @@ from chinese_llama_lab import machine
 from chinese_llama_lab.errors import CourseError
 from chinese_llama_lab.paths import committed_results_dir
 from chinese_llama_lab.profiles import Profile, current_profile
+from chinese_llama_lab.quiet import quiet_libraries
 
 # The libraries whose version changes what the course measures.
 _SHOWN = ("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "peft", "datasets", "numpy")
@@ -70,6 +71,7 @@ def setup(seed: int = 0, chapter: str = "", *, torch: bool = False) -> Session:
     from chinese_llama_lab import plots
 
     plots.use_style()
+    quiet_libraries()
     session = Session(
         chapter=chapter,
         seed=seed,

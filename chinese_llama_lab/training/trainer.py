@@ -43,8 +43,8 @@ def training_arguments(
         # Weights that are bfloat16 already compute in it; autocast is for float32 weights.
         bf16=precision == "bf16" and weights == torch.float32,
         fp16=precision == "fp16",
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
         seed=recipe.seed,
         use_cpu=not gpu,
         ddp_backend="gloo" if processes > 1 and not gpu else None,
