@@ -152,6 +152,7 @@ def chapter_card(chapter: str, profile: str = "course") -> ChapterCard:
     Raises:
         CourseError: if the file is there but a column of the row is missing or no number.
     """
+    quiet_libraries()  # the first cell of a notebook, before it imports them
     path = committed_results_dir() / COURSE_RUNS
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -8,6 +8,7 @@ writes those rows into a copy of the whole matrix at every step, and differentia
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -126,7 +127,10 @@ def add_lora(model: Any, recipe: Recipe, new_tokens: Sequence[int] = ()) -> Any:
     with torch.random.fork_rng() if not meta else nullcontext():
         if not meta:
             torch.manual_seed(recipe.seed)
-        return get_peft_model(model, config, low_cpu_mem_usage=meta)
+        with warnings.catch_warnings():
+            # peft looks for the tied pair among whole modules alone; rows of new tokens are tied too.
+            warnings.filterwarnings("ignore", message="You have requested `ensure_weight_tying`")
+            return get_peft_model(model, config, low_cpu_mem_usage=meta)
 
 
 def _whole(value: float) -> float:

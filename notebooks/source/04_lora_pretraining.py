@@ -464,8 +464,8 @@ plt.show()
 
 # %% [markdown]
 # *Alternative text:* lines of bits per character over tokens, one for each number of new tokens,
-# from runs many times as long as those above. The line with new tokens starts higher and comes
-# closer all the way.
+# from runs many times as long as those above. The line with new tokens starts higher, falls more
+# steeply, and meets the other near the end.
 
 # %%
 for name, (x, y) in lines.items():
@@ -476,10 +476,10 @@ for name, (x, y) in lines.items():
 
 # %% [markdown]
 # Read the second half of each line. A model without new tokens learns fast and then slowly; with
-# new tokens it is still falling steeply when the run ends. Whoever has minutes should leave the
-# vocabulary alone; the published runs, longer by orders of magnitude, are another matter. And bits
-# per character are half of it: with new tokens each character also costs fewer steps to *write*,
-# which chapter 08 measures in seconds.
+# new tokens it is still falling steeply where the run ends. Whoever has a minute should leave the
+# vocabulary alone; where the lines meet, the extension begins to pay, and the published runs were
+# longer by orders of magnitude. And bits per character are half of it: with new tokens each
+# character also costs fewer steps to *write*, which chapter 08 measures in seconds.
 #
 # ## 6. Forgetting
 #

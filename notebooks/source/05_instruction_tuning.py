@@ -82,6 +82,8 @@ assert encoded.examples[0].labels == labels
 print(f"{len(whole)} tokens, {len(whole) - len(prompt_ids)} of them with a label")
 
 # %% [markdown]
+# (A `�` is part of a character: this tokenizer spells most Chinese characters in pieces.)
+#
 # Prompt and answer are tokenised **as one text**. A tokenizer may join the last characters of one
 # with the first of the other; tokenised apart, the model would be trained on a token that it
 # never meets when it answers.
@@ -256,7 +258,8 @@ results.save("05_sources", sources, seed=0)
 results.load("05_sources")
 
 # %% [markdown]
-# Read before you train. This is one of the fetched rows; count the words yourself:
+# Read before you train, and check what can be checked. This is one of the fetched rows; count the
+# words yourself:
 
 # %%
 suspect = next(r for r in alpaca if "I want to go for a walk" in r.instruction)
@@ -326,7 +329,8 @@ plt.show()
 
 # %% [markdown]
 # *Alternative text:* groups of four bars, one group for each model, one bar for each template it
-# was asked in. Every tuned model is cheapest in the template it was tuned with.
+# was asked in. The models tuned with the chat template are cheapest there; the one tuned with v1 is
+# cheapest in v1 and in Stanford's, which is v1 but for the last character.
 #
 # **Masking.** Compare the two chat models in their own template. The unmasked one spends a share of
 # its learning on questions; here are both, and the loss that each reports. The losses cannot be
