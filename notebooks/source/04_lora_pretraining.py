@@ -31,7 +31,6 @@ from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
-from tqdm.auto import tqdm
 
 import chinese_llama_lab as lab
 from chinese_llama_lab import plots, results
@@ -88,6 +87,8 @@ print({language: sum(map(len, texts)) for language, texts in held_out.items()}, 
 # adapter, for a few steps on Chinese, and then look at W after − W before.
 
 # %%
+from tqdm.auto import tqdm
+
 model, tokenizer = load_base("smollm2")
 layers = model.model.layers[-profile["updated_layers"] :]
 matrices = [layer.mlp.down_proj.weight for layer in layers]
@@ -248,11 +249,8 @@ box["layer"].weight.data.copy_(base.weight)
 inject_adapter_in_model(LoraConfig(r=8, lora_alpha=32, target_modules=["layer"]), box)
 theirs = box["layer"]
 a, b = torch.randn(8, 576), torch.randn(1536, 8)
-pairs = [
-    (mine.A, mine.B),
-    (packaged.A, packaged.B),
-    (theirs.lora_A["default"].weight, theirs.lora_B["default"].weight),
-]
+pairs = [(mine.A, mine.B), (packaged.A, packaged.B)]
+pairs.append((theirs.lora_A["default"].weight, theirs.lora_B["default"].weight))
 for one, two in pairs:
     one.data.copy_(a)
     two.data.copy_(b)
@@ -262,9 +260,8 @@ for output in outputs:
     output.square().sum().backward()
 for (one, two), output in zip(pairs[1:], outputs[1:], strict=True):
     assert torch.allclose(output, outputs[0], atol=1e-4)
-    assert torch.allclose(one.grad, mine.A.grad, rtol=1e-3) and torch.allclose(
-        two.grad, mine.B.grad, rtol=1e-3
-    )
+    assert torch.allclose(one.grad, mine.A.grad, rtol=1e-3)
+    assert torch.allclose(two.grad, mine.B.grad, rtol=1e-3)
 assert torch.allclose(x @ mine.merged().T, outputs[0], atol=1e-3)
 print("forward, gradients and merge agree: by hand, in the package, in peft")
 

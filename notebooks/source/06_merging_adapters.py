@@ -31,6 +31,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from matplotlib import pyplot as plt
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -229,10 +230,8 @@ largest_lost = 2**-9
 # NF4 (chapter 07) knows sixteen values in each block of 64 weights. The steps between them are
 # coarse, and nearly every update falls between two. Three ways to a 4-bit Chinese model:
 
+
 # %%
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-
 def through_nf4(weight):
     """What is left of a matrix after four bits."""
     packed, state = quantize_4bit(weight.contiguous(), quant_type="nf4", blocksize=64)
