@@ -34,7 +34,6 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from matplotlib import pyplot as plt
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 
 import chinese_llama_lab as lab
 from chinese_llama_lab import plots, results
@@ -73,6 +72,8 @@ print(f"loss {first.losses[0]:.2f} → {first.losses[-1]:.2f} nats per token")
 # The adapter's file holds a thin A and B for each matrix, and a small JSON says α and r.
 
 # %%
+from safetensors.torch import load_file, save_file
+
 weights = load_file(first.adapter / "adapter_model.safetensors")
 config = json.loads((first.adapter / "adapter_config.json").read_text(encoding="utf-8"))
 name = "model.layers.0.self_attn.q_proj"
