@@ -8,10 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from chinese_llama_lab import __version__
-from chinese_llama_lab.errors import LabError
+from chinese_llama_lab.errors import INTERRUPTED, LabError
 from chinese_llama_lab.quiet import quiet_libraries
-
-INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,8 @@ catch one class and the command line can print one clean message instead of a tr
 
 from __future__ import annotations
 
+INTERRUPTED = 130  # the exit code that shells expect after Ctrl-C
+
 
 class LabError(Exception):
     """Something the reader can act on.

@@ -6,7 +6,6 @@ A notebook never asks *which* profile it runs in. It asks for a size by name, an
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from chinese_llama_lab.errors import ProfileError
+from chinese_llama_lab.toml import tomllib
 
 VARIABLE = "LAB_PROFILE"
 DEFAULT = "course"
@@ -76,11 +76,6 @@ def _rebuild(name: str, sizes: dict[str, Any]) -> Profile:
 @lru_cache(maxsize=1)
 def profiles() -> Mapping[str, Profile]:
     """Every profile of the table, by name."""
-    # tomllib came with Python 3.11; tomli is the same code for 3.10.
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     table = tomllib.loads(files("chinese_llama_lab").joinpath(TABLE).read_text(encoding="utf-8"))
     return MappingProxyType({name: _rebuild(name, sizes) for name, sizes in table.items()})
 

@@ -8,7 +8,6 @@ Source: `subject_mapping.json` of hkust-nlp/ceval; data card of ceval/ceval-exam
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from importlib.resources import files
 from types import MappingProxyType
 
 from chinese_llama_lab.ceval.errors import SubjectError
+from chinese_llama_lab.toml import tomllib
 
 BENCHMARKS = ("ceval", "cmmlu")
 CATEGORIES = ("STEM", "Social Science", "Humanities", "Other")
@@ -60,11 +60,6 @@ def load_subjects(benchmark: str = "ceval") -> Mapping[str, Subject]:
 
     Raises: SubjectError: another benchmark.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     if benchmark not in BENCHMARKS:
         raise SubjectError(
             f"there is no table of subjects for {benchmark!r}", remedy=f"use one of {', '.join(BENCHMARKS)}"

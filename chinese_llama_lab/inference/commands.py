@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
+
+from chinese_llama_lab.toml import parse_settings
 
 # Options of `Settings` that have a flag of their own; all others go through --set.
 _FLAGS: tuple[tuple[str, type, str], ...] = (
@@ -47,21 +48,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     from chinese_llama_lab.inference.errors import EstimateError
 
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     names = [name for name, _, _ in _FLAGS] + ["gradient_checkpointing"]
     options = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    for change in given.set:
-        key, sign, value = change.partition("=")
-        if not sign:
-            raise EstimateError(f"--set {change} has no '='", remedy="write --set KEY=VALUE")
-        try:
-            options[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[key.strip()] = value.strip()  # text without quotes, which a shell takes away
-    return options
+    return options | parse_settings(given.set, EstimateError)
 
 
 def _estimate(given: argparse.Namespace) -> int:

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chinese_llama_lab.errors import LabError
-
-INTERRUPTED = 130  # what shells expect after Ctrl-C
+from chinese_llama_lab.errors import INTERRUPTED, LabError
+from chinese_llama_lab.toml import parse_settings
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -94,22 +93,7 @@ def _recipe(options: argparse.Namespace) -> Any:
     from chinese_llama_lab.training.errors import TrainingError
     from chinese_llama_lab.training.recipe import load_recipe
 
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    recipe = load_recipe(options.recipe)
-    changes: dict[str, Any] = {}
-    for change in options.set:
-        key, sign, value = change.partition("=")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()  # text without quotes, which a shell takes away
-        if not sign:
-            raise TrainingError(f"--set {change} has no '='", remedy="write --set KEY=VALUE")
-        changes[key.strip()] = parsed
-    return recipe.replace(**changes)
+    return load_recipe(options.recipe).replace(**parse_settings(options.set, TrainingError))
 
 
 def _base(options: argparse.Namespace, recipe: Any) -> tuple[Any, Any]:

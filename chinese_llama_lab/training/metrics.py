@@ -8,7 +8,7 @@ be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,19 +105,23 @@ def _nats(model: Any, ids: list[int], window: int, stride: int, head_rows: int) 
     """Cost of ids[1:], each given what is before it in its window."""
     body, head = model.get_decoder(), model.get_output_embeddings()
     total = 0.0
-    scored = 1  # ids[:scored] need no score (or have one)
-    begin = 0
-    while scored < len(ids):
-        end = min(begin + window, len(ids))
+    for begin, scored, end in windows(len(ids), window, stride):
         block = torch.tensor([ids[begin:end]], device=model.device)
         hidden = body(input_ids=block, use_cache=False).last_hidden_state[0]
         # Position p predicts token p + 1.
         rows = hidden[scored - 1 - begin : end - 1 - begin]
         targets = block[0, scored - begin :]
         total += _cost(head, rows, targets, head_rows)
-        scored = end
-        begin += stride
     return total
+
+
+def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, first to be scored, end) of windows that score every id but the first exactly once."""
+    begin, scored = 0, 1
+    while scored < length:
+        end = min(begin + window, length)
+        yield begin, scored, end
+        begin, scored = begin + stride, end
 
 
 def _cost(head: Any, hidden: torch.Tensor, targets: torch.Tensor, head_rows: int) -> float:

@@ -135,8 +135,9 @@ def pack(
         raise TrainingError(
             "the corpus holds no text", where="corpus", remedy="give at least one document that is not empty"
         )
-    documents = [(number, ids, characters) for number, ids, characters in main]
-    wanted = replay_share / (1 - replay_share) * sum(len(ids) for _, ids, _ in main)
+    documents = list(main)
+    own = sum(len(ids) for _, ids, _ in main)
+    wanted = replay_share / (1 - replay_share) * own
     replayed = 0
     if wanted:
         english = _encode(_shuffled(replay, shuffler, "replay"), tokenizer, bos, wanted, "replay")
@@ -147,7 +148,6 @@ def pack(
             documents.append((-1 - number, ids, characters))
             replayed += len(ids)
         else:
-            own = sum(len(ids) for _, ids, _ in main)
             if replayed < wanted * 0.95:
                 raise TrainingError(
                     f"a replay share of {replay_share:.3g} needs {round(wanted)} tokens, and the replay texts"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from chinese_llama_lab.toml import tomllib
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.instructions import TOO_LONG
 from chinese_llama_lab.training.templates import TEMPLATES
@@ -345,11 +345,6 @@ def load_recipe(name: str | Path, stage: str | None = None) -> Recipe:
 
 def _table(name: str | Path) -> tuple[str, dict[str, Any]]:
     """(name, parsed TOML)."""
-    # tomllib came with Python 3.11; tomli is the same code for 3.10.
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     if isinstance(name, Path) or str(name).endswith(".toml"):
         path = Path(name)
         if not path.is_file():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from chinese_llama_lab.training.instructions import IGNORED
-from chinese_llama_lab.training.metrics import BitsPerCharacter
+from chinese_llama_lab.training.metrics import BitsPerCharacter, windows
 
 
 def bits_through_forward(
@@ -22,7 +22,6 @@ def bits_through_forward(
     """The same number as `bits_per_character(…, window=window)`, under `lean_loss`."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     device = next(model.parameters()).device
-    stride = window // 2
     was_training = model.training
     model.eval()
     nats, tokens, characters = 0.0, 0, 0
@@ -33,14 +32,11 @@ def bits_through_forward(
                 characters += len(text)
                 tokens += len(ids)
                 ids = [first, *ids]
-                scored, begin = 1, 0
-                while scored < len(ids):
-                    end = min(begin + window, len(ids))
+                for begin, scored, end in windows(len(ids), window, window // 2):
                     block = torch.tensor([ids[begin:end]], device=device)
                     labels = block.clone()
                     labels[:, : scored - begin] = IGNORED
                     nats += float(model(input_ids=block, labels=labels, num_items_in_batch=1).loss)
-                    scored, begin = end, begin + stride
     finally:
         model.train(was_training)
     return BitsPerCharacter(nats, tokens, characters)

@@ -23,7 +23,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -499,8 +498,3 @@ def _prove(base: Any, model: Any, dropped: dict[str, str]) -> Any:
             else:
                 kept.pieces.add().CopyFrom(piece)
         model = kept
-
-
-def save_merged(result: MergeResult, path: str | Path) -> Path:
-    """Write the merged model as a `.model` file; see `save.save_tokenizer` for a folder."""
-    return sp_model.save_model(result.model, path)

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chinese_llama_lab.ceval.questions import Question
 from chinese_llama_lab.tokenization.fast import byte_alphabet
+from tests.threads import one_thread  # noqa: F401 - a fixture
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -98,12 +99,3 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def model(tokenizer):
     return make_model(len(tokenizer))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Tiny models are faster on one thread, and do not fight for cores with other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 
-import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from chinese_llama_lab.training.lora import add_lora
 from chinese_llama_lab.training.recipe import Recipe
+from tests.threads import one_thread  # noqa: F401 - a fixture
 
 RECIPE = Recipe(name="t", task="pretrain", rank=4, alpha=8, dropout=0.0)
 TEXT = (
@@ -21,14 +21,6 @@ TEXT = (
     "as the Imperial University. 一丁丂七丄"
 )
 IDS = make_tokenizer(5)(TEXT, return_tensors="pt")["input_ids"]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save_base(folder, *, tied=False, rows=264, shard="5GB", **options):

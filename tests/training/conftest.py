@@ -9,6 +9,7 @@ from tokenizers import decoders as token_decoders
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chinese_llama_lab.tokenization.fast import byte_alphabet
+from tests.threads import one_thread  # noqa: F401 - a fixture
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -66,12 +67,3 @@ def tokenizer():
 @pytest.fixture
 def model():
     return make_model()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Models of two layers are faster on one thread, and do not fight for cores with other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -112,6 +112,18 @@ LAUNCHERS = {
 }
 
 
+def called(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", LAUNCHERS)
 def test_accelerate_launches_the_command_line(way, tmp_path):
@@ -120,29 +132,14 @@ def test_accelerate_launches_the_command_line(way, tmp_path):
     make_tokenizer(5).save_pretrained(base)
     text = tmp_path / "zh.txt"
     text.write_text("\n".join(CHINESE * 10), encoding="utf-8")
-    settings = [
-        "block=32",
-        "batch=4",
-        "micro_batch=2",
-        "steps=4",
-        "replay_share=0.0",
-        "log_every=1",
-        "save_every=2",
-    ]
+    settings = ["block=32", "batch=4", "micro_batch=2", "steps=4", "precision=fp32"]
+    settings += ["replay_share=0.0", "log_every=1", "save_every=2"]
     pretrain = ["-m", "chinese_llama_lab", "pretrain", "--model", str(base), "--text", str(text)]
-    pretrain += ["--held-out-zh", str(text), *(f"--set={s}" for s in [*settings.split(), "precision=fp32"])]
+    pretrain += ["--held-out-zh", str(text), *(f"--set={s}" for s in settings)]
     launch = ["-m", "accelerate.commands.launch", "--num_processes=2", *LAUNCHERS[way]]
     logs = []
     for name, command in (("one", pretrain), ("two", [*launch, *pretrain])):
-        done = subprocess.run(
-            [sys.executable, *command, "--out", str(tmp_path / name)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = called(*command, "--out", str(tmp_path / name))
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout.count("written:") == 1  # one process speaks
         rows = (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -162,13 +159,5 @@ def test_processes_that_cannot_share_a_batch_are_told(tmp_path):
     pretrain = ["-m", "chinese_llama_lab", "pretrain", "--model", str(tmp_path / "base")]
     pretrain += ["--text", str(tmp_path / "zh.txt"), "--out", str(tmp_path / "run")]
     settings = ["--set=block=32", "--set=batch=2", "--set=micro_batch=2", "--set=replay_share=0.0"]
-    done = subprocess.run(
-        [sys.executable, *launch, *pretrain, *settings],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = called(*launch, *pretrain, *settings)
     assert done.returncode != 0 and "2 processes of 2 take 4" in done.stderr
