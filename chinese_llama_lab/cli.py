@@ -16,6 +16,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with every command. Handlers import what they need when they run."""
     from chinese_llama_lab.course import commands as course
     from chinese_llama_lab.doctor import add_commands as add_doctor
+    from chinese_llama_lab.inference import commands as inference
+    from chinese_llama_lab.quantization import commands as quantization
     from chinese_llama_lab.sources import commands as sources
     from chinese_llama_lab.tokenization import commands as tokenization
     from chinese_llama_lab.training import commands as training
@@ -31,6 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     tokenization.add_commands(subparsers)
     vocabulary.add_commands(subparsers)
     training.add_commands(subparsers)
+    quantization.add_commands(subparsers)
+    inference.add_commands(subparsers)
     course.add_commands(subparsers)
     add_doctor(subparsers)
     return parser

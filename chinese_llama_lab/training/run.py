@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback
 
 from chinese_llama_lab.errors import LabError
+from chinese_llama_lab.quantization.packing import use_fast_kernel
 from chinese_llama_lab.tokenization.fertility import iterate_texts
 from chinese_llama_lab.training import checkpoints
 from chinese_llama_lab.training.batches import Ordered, Sequences, collate, run_order
@@ -60,6 +61,8 @@ def train(
     """Train an adapter. See `pretrain` for arguments, folder and errors."""
     out = Path(out)
     check_machine(recipe)
+    # bitsandbytes' fast kernel has no backward: the gradient would be lost in silence.
+    use_fast_kernel(model, False)
     check_consistency(model, tokenizer, spare_rows=_spare(model, tokenizer))
     _check_length(model, recipe)
     check_adaptable(model, recipe, new_tokens)
@@ -81,7 +84,6 @@ def train(
     # Only now: the processes of a run know each other, and must not see what another one just wrote.
     with arguments.main_process_first(local=False, desc="claiming the folder"):
         start, refused = claim_folder(out, about, resume, write=main)
-    _train_through_4bit(model)
     adapted = add_lora(model, recipe, new_tokens)
     lean_rows(adapted)
     if start and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -143,17 +145,6 @@ def train(
         refused=refused,
         resumed_from=checkpoints.checkpoint_step(start) if start else None,
     )
-
-
-def _train_through_4bit(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for inference when a run evaluates.
-
-    bitsandbytes 0.50 on a processor with AVX512-BF16 does so at the first forward in eval mode, and the
-    kernel that it uses from then on, in train mode too, has no backward: the gradient is lost in silence.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _spare(model: Any, tokenizer: Any) -> int | None:
