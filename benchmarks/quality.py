@@ -100,13 +100,13 @@ def _options(arguments: Sequence[str] | None, kinds: Sequence[str]) -> argparse.
     parser.add_argument(
         "--runs", type=Path, default=Path("build/quality"), help="where a trained one is kept"
     )
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--new-tokens", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", default=list(kinds))
     parser.add_argument("--merging-kinds", nargs="+", default=["nf4", "nf4-double", "fp4"])
-    parser.add_argument("--characters", type=int, default=5000, help="held out, of each language")
+    parser.add_argument("--characters", type=int, default=2000, help="held out, of each language")
     parser.add_argument("--english", nargs="+", default=["c4-en", "wikipedia-en"], help="English corpora")
-    parser.add_argument("--prompts", type=int, default=8, help="for greedy agreement, of each language")
+    parser.add_argument("--prompts", type=int, default=4, help="for greedy agreement, of each language")
     parser.add_argument("--generate", type=int, default=200, help="tokens a prompt")
     parser.add_argument("--block", type=int, default=256, help="tokens read at once")
     parser.add_argument("--compute-dtype", help="of quantized kinds (default: bfloat16 where it is fast)")

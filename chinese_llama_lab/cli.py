@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     from chinese_llama_lab.course import commands as course
     from chinese_llama_lab.doctor import add_commands as add_doctor
     from chinese_llama_lab.inference import commands as inference
+    from chinese_llama_lab.inference import gguf_commands, speed_commands
     from chinese_llama_lab.quantization import commands as quantization
     from chinese_llama_lab.sources import commands as sources
     from chinese_llama_lab.tokenization import commands as tokenization
@@ -35,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_commands(subparsers)
     quantization.add_commands(subparsers)
     inference.add_commands(subparsers)
+    speed_commands.add_commands(subparsers)
+    gguf_commands.add_commands(subparsers)
     course.add_commands(subparsers)
     add_doctor(subparsers)
     return parser

@@ -213,3 +213,44 @@ def plot_lines(
     axes.set_title(title)
     axes.legend(fontsize=8)
     return figure, axes
+
+
+def plot_stacks(
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    title: str,
+    xlabel: str,
+    references: Mapping[str, float] | None = None,
+) -> tuple[Figure, Axes]:
+    """Horizontal bars of parts that add up, first row on top: row label → (part → value).
+
+    Args:
+        values: rows may lack parts; the order of parts is that of their first appearance.
+        title: the takeaway.
+        xlabel: with its unit.
+        references: label → where a dashed line stands.
+    """
+    import matplotlib.pyplot as plt
+
+    parts = list(dict.fromkeys(part for row in values.values() for part in row))
+    size = (8.5, 1.8 + 0.42 * len(values))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    left = [0.0] * len(values)
+    hatches = ("", "//", "..")  # beyond the palette, a colour comes again with a pattern
+    for place, part in enumerate(parts):
+        widths = [row.get(part, 0.0) for row in values.values()]
+        hatch = hatches[place // len(PALETTE) % len(hatches)]
+        colour = PALETTE[place % len(PALETTE)]
+        axes.barh(
+            range(len(values)), widths, left=left, height=0.7, color=colour, hatch=hatch, edgecolor="white",
+            linewidth=0.4, label=part,
+        )  # fmt: skip
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for label, value in (references or {}).items():
+        axes.axvline(value, color="#555555", linewidth=0.9, linestyle="--")
+        axes.annotate(label, (value, -0.55), fontsize=8, color="#555555", ha="right", rotation=90, va="top")
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set(xlabel=xlabel, title=title)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure, axes

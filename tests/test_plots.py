@@ -19,6 +19,7 @@ from chinese_llama_lab.plots import (
     plot_bars,
     plot_fertility,
     plot_lines,
+    plot_stacks,
     use_style,
 )
 from chinese_llama_lab.tokenization.fertility import Fertility
@@ -121,3 +122,26 @@ def test_bars_and_lines():
     figure, axes = plot_lines({"a": ([1, 2], [3, 4])}, title="t", xlabel="x", ylabel="y", xscale="log")
     assert axes.lines[0].get_ydata().tolist() == [3, 4] and axes.get_xscale() == "log"
     drawn(figure)
+
+
+def test_stacked_bars_begin_where_the_part_before_them_ends():
+    values = {"推理": {"weights": 3.0, "cache": 1.0}, "training": {"weights": 3.0, "Adam": 5.0, "cache": 2.0}}
+    figure, axes = plot_stacks(values, title="内存", xlabel="GiB", references={"24 GiB": 6.0})
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["weights", "cache", "Adam"]
+    found = {}
+    for label, bars in zip(("weights", "cache", "Adam"), axes.containers, strict=True):
+        found[label] = [(bar.get_x(), bar.get_width()) for bar in bars]
+    assert found == {
+        "weights": [(0, 3), (0, 3)],
+        "cache": [(3, 1), (3, 2)],
+        "Adam": [(4, 0), (5, 5)],
+    }
+    assert [line.get_xdata()[0] for line in axes.lines] == [6.0]
+    assert len(drawn(figure)) > 1000
+
+
+def test_parts_beyond_the_palette_are_told_apart_by_a_pattern():
+    parts = {f"part {place}": 1.0 for place in range(len(PALETTE) + 1)}
+    _, axes = plot_stacks({"row": parts}, title="t", xlabel="x")
+    first, last = axes.containers[0][0], axes.containers[-1][0]
+    assert first.get_facecolor() == last.get_facecolor() and first.get_hatch() != last.get_hatch()

@@ -1,11 +1,14 @@
 """What a committed notebook must not contain, and its removal or refusal.
 
-Progress bars and widgets mean nothing in a saved notebook and are taken out. Errors, machine paths and
-memory addresses are refused: they say that the notebook is broken, or differs from machine to machine.
+Progress bars and widgets mean nothing in a saved notebook and are taken out; pictures are packed. Errors,
+machine paths and memory addresses are refused: they say that the notebook is broken, or differs from machine
+to machine.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import sys
 import tempfile
@@ -25,7 +28,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}>")
 
 
 def clean(notebook: Any) -> None:
-    """Take out widgets, progress bars and traces of the run, in place."""
+    """Take out widgets, progress bars and traces of the run, and pack pictures, in place."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for name in ("execution", "ExecuteTime", "collapsed", "scrolled"):
@@ -33,6 +36,21 @@ def clean(notebook: Any) -> None:
         if cell.cell_type != "code":
             continue
         cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = _packed(data["image/png"])
+
+
+def _packed(png: str) -> str:
+    """A plot with a palette of 256 colours: it looks the same, in half the bytes. base64 in, base64 out."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    stream = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    smaller = base64.b64encode(stream.getvalue()).decode("ascii")
+    return min(png.replace("\n", ""), smaller, key=len)
 
 
 def _is_noise(output: Any) -> bool:

@@ -366,5 +366,4 @@ results.load("06_merging")
 #   2305.14314](https://arxiv.org/abs/2305.14314)
 # - the published chain: [Chinese-LLaMA-Alpaca](https://github.com/ymcui/Chinese-LLaMA-Alpaca)
 #
-# **Next:** chapter 07, NF4 quantization 量化: where those sixteen values come from. The map in [00
-# Start here](00_start_here.ipynb) shows which chapters are there.
+# **Next:** [07 NF4 quantization 量化](07_nf4_quantization.ipynb): where those sixteen values come from.
