@@ -23,3 +23,7 @@ class PromptError(CevalError):
 
 class LetterError(CevalError):
     """A letter cannot be scored with this tokenizer after this prompt."""
+
+
+class RunError(CevalError):
+    """A folder holds another run, a damaged one, or one that is still being written."""

@@ -3,13 +3,16 @@
 A product Wx keeps x where W is trained, and nothing where W is frozen. LoRA's A keeps x. An RMSNorm that
 computes in float32 keeps that copy. Attention without scores (flash) keeps q, k, v and its output. SwiGLU
 keeps gate, silu(gate) and up. `tests/inference/test_activations.py` compares these sums with the tensors that
-autograd holds for a transformers model.
+autograd holds for a transformers model. With the lean layers of this package's trainer a norm keeps its
+input and one number a token, and the MLP what it reads, gate and up; over quantized weights the norms alone
+are lean.
 """
 
 from __future__ import annotations
 
 from chinese_llama_lab.inference.settings import DTYPES, Settings
 from chinese_llama_lab.inference.shapes import Shape
+from chinese_llama_lab.inference.weights import lora_parameters
 
 
 def kept_by_layer(shape: Shape, s: Settings) -> dict[str, float]:
@@ -20,14 +23,20 @@ def kept_by_layer(shape: Shape, s: Settings) -> dict[str, float]:
     """
     size = DTYPES[s.dtype]
     width, inner, queries = shape.width, shape.inner, shape.heads * shape.head_width
-    by = {"norms": _norms(shape, s)}
+    lean = s.layers == "lean" and s.adapted
+    by = {"norms": 2.0 * (size * width + 4) if lean else _norms(shape, s)}
     by["q, k, v, attention output"] = 4.0 * size * queries
     if s.attention == "flash":
         by["log-sums of the scores"] = 4.0 * shape.heads
     else:
         # softmax in float32, and its copy in the arithmetic's dtype; no output beside the input of o_proj
         by["attention scores"] = float((4 + size) * shape.heads * s.block)
+    if s.masked:
+        by["mask"] = float(size * s.block)
     by["gate and up"] = 2.0 * size * inner
+    if lean and s.quantization == "none":  # one copy of what the norms give; the rest is computed again
+        by["inputs of adapters"] = 2.0 * size * width
+        return by
     if not s.compile:
         by["silu(gate)"] = float(size * inner)
     columns = {name: matrix[1] for name, matrix in shape.matrices().items()}
@@ -70,12 +79,27 @@ def kept(shape: Shape, s: Settings) -> dict[str, float]:
     layer = sum(kept_by_layer(shape, s).values())
     size = DTYPES[s.dtype]
     head = shape.width * ((size if s.compile else 4) + size)  # the last norm, and the head's input
+    if s.loss == "lean":  # its gradient, and the positions with a label once more
+        head += 2 * size * shape.width
+    copies = _adapter_copies(shape, s)
     if s.gradient_checkpointing:
         between = 0.0 if s.offload_checkpoints else float(shape.layers * size * shape.width)
         again = layer + in_flight(shape, s)
-    else:
-        between, again = shape.layers * layer, in_flight(shape, s)
-    return {"kept": s.tokens * (between + head), "layer": s.tokens * again, "first": s.tokens * layer}
+        alone = copies / shape.layers
+        return {
+            "kept": s.tokens * (between + head),
+            "layer": s.tokens * again + alone,
+            "first": s.tokens * layer + alone,
+        }
+    between, again = shape.layers * layer, in_flight(shape, s)
+    first = s.tokens * layer + copies / shape.layers
+    return {"kept": s.tokens * (between + head) + copies, "layer": s.tokens * again, "first": first}
+
+
+def _adapter_copies(shape: Shape, s: Settings) -> float:
+    """Bytes of A and B as lean layers keep them for backward, in the dtype that the products are made in."""
+    lean = s.layers == "lean" and s.adapted and s.quantization == "none" and s.lora_dtype != s.dtype
+    return float(DTYPES[s.dtype] * lora_parameters(shape, s)) if lean else 0.0
 
 
 def logits_bytes(shape: Shape, s: Settings) -> float:
@@ -91,7 +115,8 @@ def logits_bytes(shape: Shape, s: Settings) -> float:
     rows = min(s.loss_rows, s.tokens)
     wide = size if s.compile else 12  # of a position that is being worked on
     if s.loss == "lean":
-        return float(rows * shape.vocabulary * (2 * size + 4))
+        # logits, their float32 copy, and the exponentials that logsumexp writes before it adds them up
+        return float(rows * shape.vocabulary * (size + 8))
     if s.loss == "chunked":  # log-probabilities of earlier chunks stay until backward, unless compiled
         left = 0 if s.compile else 4
         return float(shape.vocabulary * (s.tokens * (size + left) + rows * max(wide - left, size)))

@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "embeddings": ("frozen", "new-rows", "published"),
     "attention": ("flash", "eager"),
     "loss": ("full", "shifted", "chunked", "lean"),
+    "layers": ("plain", "lean"),
 }
 
 
@@ -44,6 +45,9 @@ class Settings:
         loss: `full`: logits, and float32 copies; `shifted`: with the copy that transformers before 4.46 made
             to shift them; `chunked`: float32 copies of `loss_rows` positions alone, logits whole; `lean`:
             logits of `loss_rows` positions alone (`chinese_llama_lab.training.loss`).
+        layers: `plain`: transformers' with peft's LoRA; `lean`: those of this package's trainer
+            (`chinese_llama_lab.training.lean_layers`), where LoRA sits on all linear layers, without dropout.
+        masked: packed documents are kept apart by a mask, of which each layer keeps a copy in its own dtype.
         optimizer_dtype: of Adam's two moments. master_weights: a float32 copy beside 16-bit weights (full).
         fused_optimizer: without the temporary copy of torch's default AdamW.
         gradient_accumulation: gradients live on while the next batch is computed.
@@ -73,6 +77,8 @@ class Settings:
     attention: str = "flash"
     loss: str = "full"
     loss_rows: int = 128
+    layers: str = "plain"
+    masked: bool = False
     optimizer_dtype: str = "float32"
     master_weights: bool = False
     fused_optimizer: bool = False
@@ -112,6 +118,8 @@ class Settings:
             raise _wrong("quantization", self.quantization, "none: quantized weights have no gradient")
         if self.embeddings == "new-rows" and not self.new_tokens and self.adapted:
             raise _wrong("new_tokens", 0, "the number of new rows, or embeddings='frozen'")
+        if self.layers == "lean" and self.adapted and (set(self.targets) != set(MODULES) or self.dropout):
+            raise _wrong("layers", "lean", "plain: lean layers are for LoRA on all linear layers, no dropout")
 
     @property
     def adapted(self) -> bool:

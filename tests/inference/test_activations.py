@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from chinese_llama_lab.inference.activations import kept, kept_by_layer, logits_bytes
+from chinese_llama_lab.inference.errors import EstimateError
 from chinese_llama_lab.inference.settings import MODULES, settings
 from chinese_llama_lab.inference.shapes import shape_of
+from chinese_llama_lab.inference.weights import lora_parameters
+from chinese_llama_lab.training.lean_layers import lean_layers
 
 BATCH, BLOCK = 2, 64
 CALL_SIZE = {"batch": BATCH, "block": BLOCK}
@@ -28,7 +33,7 @@ def config(layers, kv_heads=4, attention="sdpa"):
     return found
 
 
-def held(layers, *, kv_heads=4, attention="sdpa", checkpointing=False, **lora):
+def held(layers, *, kv_heads=4, attention="sdpa", checkpointing=False, lean=False, masked=False, **lora):
     """Bytes of distinct storages, other than parameters, that the decoder's graph holds."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
@@ -51,8 +56,12 @@ def held(layers, *, kv_heads=4, attention="sdpa", checkpointing=False, **lora):
             found[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that none is freed
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        decoder(torch.randint(0, 97, (BATCH, BLOCK)), use_cache=False)
+    mask = torch.ones(BATCH, 1, BLOCK, BLOCK, dtype=torch.bool).tril() if masked else None
+    with (
+        lean_layers(model) if lean else nullcontext(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        decoder(torch.randint(0, 97, (BATCH, BLOCK)), attention_mask=mask, use_cache=False)
     return sum(size for size, _ in found.values())
 
 
@@ -86,6 +95,34 @@ def test_lora_with_dropout():
     assert ours + 2 * 3 * 64 == pytest.approx(measured, rel=0.003)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_lean_layers(masked):
+    """This package's own: beside what counts a token, bfloat16 copies of the adapter's float32 weights."""
+    measured = a_layer(r=2, target_modules=list(MODULES), lora_dtype="float32", lean=True, masked=masked)
+    ours = derived("lora", rank=2, layers="lean", masked=masked)
+    copies = 2 * lora_parameters(shape_of(config(1)), settings("lora", rank=2)) / (BATCH * BLOCK)
+    assert ours + copies == pytest.approx(measured, rel=0.003)
+    shape, run = shape_of(config(1)), {**CALL_SIZE, "rank": 2, "loss": "lean", "masked": masked}
+    lean, plain = (kept(shape, settings("lora", layers=how, **run))["kept"] for how in ("lean", "plain"))
+    assert plain - lean == pytest.approx(
+        BATCH * BLOCK * (derived("lora", rank=2, masked=masked) - ours - copies)
+    )
+
+
+def test_lean_layers_over_quantized_weights_have_lean_norms_alone():
+    shape = shape_of(config(1))
+    lean, plain = (
+        kept_by_layer(shape, settings("qlora", layers=how, **CALL_SIZE)) for how in ("lean", "plain")
+    )
+    assert plain.pop("norms") - lean.pop("norms") == 2 * 64 * 2 and lean == plain
+
+
+def test_lean_layers_are_for_lora_everywhere_without_dropout():
+    for wrong in ({"targets": ["q_proj"]}, {"dropout": 0.1}):
+        with pytest.raises(EstimateError, match="layers"):
+            settings("lora", layers="lean", **wrong)
+
+
 def test_keys_and_values_are_counted_as_if_repeated():
     """Without a mask transformers leaves them as they are under GQA: the sum is then so much too high."""
     assert derived("full", kv_heads=2) - a_layer(kv_heads=2) == pytest.approx(2 * 2 * (64 - 32), abs=8)
@@ -114,7 +151,7 @@ def test_logits_by_hand():
     shape = shape_of("llama-2-7b")
     assert logits_bytes(shape, settings("lora", block=10, batch=3)) == 30 * 32000 * (2 + 4 + 4 + 4)
     assert logits_bytes(shape, settings("lora", block=10, batch=3, loss="shifted")) == 30 * 32000 * 18
-    assert logits_bytes(shape, settings("lora", block=1000, loss="lean")) == 128 * 32000 * 8
+    assert logits_bytes(shape, settings("lora", block=1000, loss="lean")) == 128 * 32000 * (2 + 4 + 4)
     chunked = logits_bytes(shape, settings("lora", block=1000, loss="chunked", loss_rows=100))
     assert chunked == 32000 * (1000 * (2 + 4) + 100 * 8)
 
