@@ -18,12 +18,23 @@ _GPU_CHUNK = 2**24
 _WORTH_THREADS = 8 * CHUNK
 
 
-def in_chunks(count: int, device: torch.device, work: Callable[[int, int], None]) -> None:
+def chunk_size(device: torch.device, chunk: int = CHUNK) -> int:
+    """Elements that `in_chunks` hands out at a time."""
+    return chunk if device.type == "cpu" else _GPU_CHUNK
+
+
+def in_chunks(count: int, device: torch.device, work: Callable[[int, int], None], chunk: int = CHUNK) -> None:
     """Call `work(start, stop)` until all of 0 … `count` is done, in any order, by `torch.get_num_threads()`.
+
+    Args:
+        count: elements in all.
+        device: where they are; a GPU takes larger chunks.
+        work: what is done with elements start … stop.
+        chunk: elements at a time on a CPU, a multiple of 4096.
 
     An exception in `work` is raised here.
     """
-    size = CHUNK if device.type == "cpu" else _GPU_CHUNK
+    size = chunk_size(device, chunk)
     starts = range(0, count, size)
     threads = torch.get_num_threads() if device.type == "cpu" and count > _WORTH_THREADS else 1
     inference = torch.is_inference_mode_enabled()  # new threads do not inherit it
