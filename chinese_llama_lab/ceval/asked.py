@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class Asked:
     def longest(self) -> int:
         """Tokens of the longer context."""
         return max(map(len, self.contexts))
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Of the prompt's text, to recognise what was asked."""
+        return hashlib.sha256(self.prompt.text.encode()).hexdigest()
 
 
 def separate(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from chinese_llama_lab.ceval.errors import CevalError
+from chinese_llama_lab.ceval.generation import GREEDY
 from chinese_llama_lab.ceval.letters import encode
 from chinese_llama_lab.ceval.questions import LETTERS, Question
 
@@ -94,11 +95,7 @@ def write_on(model: Any, tokenizer: Any, given: str, half: str, room: int) -> st
         input_ids=context,
         attention_mask=torch.ones_like(context),
         max_new_tokens=room + len(alone) - start,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
+        **GREEDY,
         repetition_penalty=1.0,  # a chat model's own setting would keep it from repeating what it knows
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )

@@ -7,6 +7,15 @@ from typing import Any
 
 from chinese_llama_lab.ceval.attention import Prefix
 
+# The likeliest token each time, whatever the model's own generation settings say of drawing.
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+}
+
 
 def keep_prefix(model: Any, ids: Sequence[int]) -> Prefix | None:
     """Keys and values of a prefix, [1, key heads, P, size] each; None for an empty one."""
@@ -66,11 +75,7 @@ def write_answers(
             input_ids=torch.tensor(rows, device=model.device),
             attention_mask=torch.tensor(masks, device=model.device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **GREEDY,
             pad_token_id=pad,
             **options,
         )

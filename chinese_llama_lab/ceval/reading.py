@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -145,7 +144,7 @@ def _row(one: Asked, predicted: str | None) -> Row:
         "predicted": predicted,
         "shots": one.prompt.shots,
         "tokens": one.longest,
-        "prompt_sha256": hashlib.sha256(one.prompt.text.encode()).hexdigest(),
+        "prompt_sha256": one.prompt_sha256,
     }
 
 

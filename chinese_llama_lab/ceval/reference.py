@@ -13,6 +13,7 @@ from typing import Any
 from chinese_llama_lab.ceval.errors import CevalError
 from chinese_llama_lab.ceval.extract import extract_answer
 from chinese_llama_lab.ceval.fitting import fit_prompt
+from chinese_llama_lab.ceval.generation import GREEDY
 from chinese_llama_lab.ceval.letters import LetterIds, encode, letter_ids
 from chinese_llama_lab.ceval.prompts import Prompt, choose_shots, find_style
 from chinese_llama_lab.ceval.questions import LETTERS, Question
@@ -86,20 +87,28 @@ def score(
         CevalError: an unknown method or form, chain of thought by letters, logits that are not finite.
         PromptError, SubjectError, LetterError: see `fit_prompt`, `choose_shots`, `letter_ids`.
     """
-    for value, allowed, name in ((method, METHODS, "method"), (form, (None, *LETTER_FORMS), "form")):
+    check_method(method, METHODS, form, cot)
+    wanted = form or find_style(style).form
+    return _scores(
+        model, tokenizer, questions, style, dev, shots, method, wanted, cot, names, max_tokens, max_new_tokens
+    )
+
+
+def check_method(method: str, methods: Sequence[str], form: str | None, cot: bool) -> None:
+    """Refuse a method that is none of `methods`, an unknown form, or a chain of thought not written.
+
+    Raises: CevalError.
+    """
+    for value, allowed, name in ((method, methods, "method"), (form, (None, *LETTER_FORMS), "form")):
         if value not in allowed:
             shown = ", ".join(str(one) for one in allowed if one)
             raise CevalError(f"{name} is {value!r}", where=name, remedy=f"use one of {shown}")
-    if cot and method == "letters":
+    if cot and method != "generation":
         raise CevalError(
             "a chain of thought has to be written before its letter can be read",
             where="cot",
             remedy="use method='generation', or cot=False",
         )
-    wanted = form or find_style(style).form
-    return _scores(
-        model, tokenizer, questions, style, dev, shots, method, wanted, cot, names, max_tokens, max_new_tokens
-    )
 
 
 def _scores(
@@ -178,11 +187,7 @@ def write_answer(model: Any, tokenizer: Any, prompt: Prompt, max_new_tokens: int
             input_ids=context,
             attention_mask=torch.ones_like(context),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **GREEDY,
         )
     reply: str = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
     return reply

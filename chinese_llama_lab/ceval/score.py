@@ -12,7 +12,6 @@ and `prefix.py` how, `generation.py` answers in words, `runs.py` the folder, `pr
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from chinese_llama_lab.ceval.progress import Progress
 from chinese_llama_lab.ceval.prompts import find_style
 from chinese_llama_lab.ceval.questions import Question, QuestionSet
 from chinese_llama_lab.ceval.reading import Reader
-from chinese_llama_lab.ceval.reference import LETTER_FORMS
+from chinese_llama_lab.ceval.reference import check_method
 from chinese_llama_lab.ceval.runs import Run, RunFolder, key_of
 
 METHODS = ("logits", "generation")
@@ -148,7 +147,7 @@ def score(
     folder = RunFolder(
         None if out is None else Path(out),
         settings,
-        {one.key: _sha256(one.prompt.text) for one in asked},
+        {one.key: one.prompt_sha256 for one in asked},
         resume=resume,
         processes=processes,
     )
@@ -182,16 +181,7 @@ def _work(reader: Reader, groups: Sequence[Group], folder: RunFolder, show: bool
 def _check(
     method: str, form: str | None, cot: bool, shots: int, new: int, memory: float, batch: int | None
 ) -> None:
-    for value, allowed, name in ((method, METHODS, "method"), (form, (None, *LETTER_FORMS), "form")):
-        if value not in allowed:
-            shown = ", ".join(str(one) for one in allowed if one)
-            raise CevalError(f"{name} is {value!r}", where=name, remedy=f"use one of {shown}")
-    if cot and method == "logits":
-        raise CevalError(
-            "a chain of thought has to be written before its letter can be read",
-            where="cot",
-            remedy="use method='generation', or cot=False",
-        )
+    check_method(method, METHODS, form, cot)
     for name, number, least in (("shots", shots, 0), ("max_new_tokens", new, 1), ("batch", batch, 1)):
         if number is not None and number < least:
             raise CevalError(f"{name} is {number}", where=name, remedy=f"use {least} or more")
@@ -206,10 +196,6 @@ def _only_letters(ids: LetterIds) -> tuple[str, tuple[int, ...], tuple[str, ...]
 def _recorded(ids: tuple[str, tuple[int, ...], tuple[str, ...], int]) -> dict[str, Any]:
     form, numbers, tokens, taken = ids
     return {"form": form, "ids": list(numbers), "tokens": list(tokens), "taken": taken}
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 __all__ = ["METHODS", "Run", "score"]

@@ -18,11 +18,6 @@ _GPU_CHUNK = 2**24
 _WORTH_THREADS = 8 * CHUNK
 
 
-def chunk_size(device: torch.device, chunk: int = CHUNK) -> int:
-    """Elements that `in_chunks` hands out at a time."""
-    return chunk if device.type == "cpu" else _GPU_CHUNK
-
-
 def in_chunks(count: int, device: torch.device, work: Callable[[int, int], None], chunk: int = CHUNK) -> None:
     """Call `work(start, stop)` until all of 0 … `count` is done, in any order, by `torch.get_num_threads()`.
 
@@ -34,7 +29,7 @@ def in_chunks(count: int, device: torch.device, work: Callable[[int, int], None]
 
     An exception in `work` is raised here.
     """
-    size = chunk_size(device, chunk)
+    size = chunk if device.type == "cpu" else _GPU_CHUNK
     starts = range(0, count, size)
     threads = torch.get_num_threads() if device.type == "cpu" and count > _WORTH_THREADS else 1
     inference = torch.is_inference_mode_enabled()  # new threads do not inherit it
