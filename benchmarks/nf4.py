@@ -20,6 +20,7 @@ import torch
 from chinese_llama_lab import results
 from chinese_llama_lab.paths import committed_results_dir
 from chinese_llama_lab.quantization.blockwise import Quantized, dequantize_nf4, quantize_nf4
+from chinese_llama_lab.quiet import quiet_libraries
 
 SIZE = 4096
 ROUNDS = 12
@@ -52,6 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--save", action="store_true", help="write results/bench_nf4.csv")
     options = parser.parse_args()
+    quiet_libraries()
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     rows = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
+from chinese_llama_lab.quantization.chunks import in_chunks
 from chinese_llama_lab.quantization.codebooks import LOOKUP_STEPS, dynamic_code, dynamic_lookup
 from chinese_llama_lab.quantization.errors import QuantizationError
 
@@ -47,9 +48,18 @@ class QuantizedScales:
 
     def dequantize(self) -> torch.Tensor:
         """The scales, float32 [blocks]."""
-        values = dynamic_code().to(self.codes.device).index_select(0, self.codes.int())
-        blocks = _in_blocks(values) * self.absmax.view(-1, 1)
-        return blocks.view(-1)[: len(values)] + self.offset
+        code = dynamic_code().to(self.codes.device)
+        scales = torch.empty(len(self.codes), device=self.codes.device)
+
+        def work(start: int, stop: int) -> None:
+            values = _in_blocks(code.index_select(0, self.codes[start:stop].int()))
+            values *= self.absmax[start // NESTED_BLOCK : -(-stop // NESTED_BLOCK)].view(-1, 1)
+            torch.add(values.view(-1)[: stop - start], self.offset, out=scales[start:stop])
+
+        # In chunks although it is little work: torch's own threads, once used, keep the cores busy for
+        # milliseconds, in which the weights themselves would be waiting.
+        in_chunks(len(scales), scales.device, work)
+        return scales
 
 
 def quantize_scales(absmax: torch.Tensor, name: str = "tensor") -> QuantizedScales:

@@ -135,10 +135,8 @@ def test_a_large_matrix_needs_little_beside_itself(kind):
     }
     with Watch(quantized.codes) as restoring:
         dequantize(quantized)
-    assert {size for size in restoring.made if size > 2**18} == {
-        4 * weights.numel(),
-        4 * len(quantized.scales()),
-    }
+    # Beside the weights: the scales and each thread's buffers, under a MiB each.
+    assert {size for size in restoring.made if size > 2**20} == {4 * weights.numel()}
 
 
 def test_result_in_another_dtype():
