@@ -39,7 +39,7 @@ def test_help_lists_every_command(capsys):
         cli.main(["--help"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    for command in ("sources", "fetch", "fertility", "course", "notebooks", "doctor"):
+    for command in ("sources", "fetch", "fertility", "ceval", "course", "notebooks", "doctor"):
         assert f"\n    {command}" in printed, command
 
 

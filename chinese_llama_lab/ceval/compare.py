@@ -72,8 +72,8 @@ def compare_runs(
 
     Args:
         first, second: rows of the runs, in any order.
-        settings: what each was made with; what differs is listed. Different hashes of the questions and
-            demonstrations are refused: the same ids can stand for other questions.
+        settings: what each was made with; what differs is listed, other demonstrations too. Different hashes
+            of the questions are refused: the same ids can stand for other questions.
 
     Raises: CevalError: different questions (it says which), other right answers for the same ids, or
         questions whose right answer is not published.
@@ -85,8 +85,7 @@ def compare_runs(
     one, other = different.get(QUESTIONS, (None, None))
     if one is not None and other is not None:
         raise CevalError(
-            f"the ids are the same, the questions or their demonstrations are not: {QUESTIONS} is {one} and "
-            f"{other}",
+            f"the ids are the same, the questions are not: {QUESTIONS} is {one} and {other}",
             where="settings",
             remedy="score both models on the same files",
         )

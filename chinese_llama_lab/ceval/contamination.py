@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +126,7 @@ class CompletionProbe:
 def probe_order(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Iterable[Question],
     *,
     orders: str = "cyclic",
     layout: str = "lines",
@@ -179,7 +179,7 @@ def probe_order(
 def probe_completion(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Iterable[Question],
     *,
     layout: str = "lines",
     min_characters: int = MIN_CHARACTERS,

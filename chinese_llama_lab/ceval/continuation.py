@@ -96,7 +96,6 @@ def write_on(model: Any, tokenizer: Any, given: str, half: str, room: int) -> st
         attention_mask=torch.ones_like(context),
         max_new_tokens=room + len(alone) - start,
         **GREEDY,
-        repetition_penalty=1.0,  # a chat model's own setting would keep it from repeating what it knows
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
     whole: str = tokenizer.decode(output[0], skip_special_tokens=True)

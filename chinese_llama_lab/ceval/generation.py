@@ -7,13 +7,40 @@ from typing import Any
 
 from chinese_llama_lab.ceval.attention import Prefix
 
-# The likeliest token each time, whatever the model's own generation settings say of drawing.
+# The likeliest token each time, whatever a model's own `generation_config.json` says of drawing, penalties
+# and lengths: `generate` would take each of these from there.
 GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "use_cache": True,
+    **dict.fromkeys(
+        (
+            "temperature",
+            "top_p",
+            "top_k",
+            "encoder_repetition_penalty",
+            "no_repeat_ngram_size",
+            "encoder_no_repeat_ngram_size",
+            "min_length",
+            "min_new_tokens",
+            "bad_words_ids",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "sequence_bias",
+            "exponential_decay_length_penalty",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "guidance_scale",
+            "renormalize_logits",
+            "watermarking_config",
+            "prompt_lookup_num_tokens",
+            "cache_implementation",
+            "max_time",
+            "stop_strings",
+        )
+    ),
 }
 
 

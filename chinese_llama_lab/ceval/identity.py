@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from chinese_llama_lab.ceval.prompts import choose_shots
 from chinese_llama_lab.ceval.questions import Question
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
@@ -48,13 +49,20 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return _sha256([about, template, str(tokenizer.bos_token), str(tokenizer.eos_token)])
 
 
-def questions_sha256(questions: Iterable[Question], dev: Iterable[Question]) -> str:
-    """Over what is asked, in this order, and what shots are taken from; not over where it was read."""
-    rows = [
-        [(q.benchmark, q.subject, q.split, q.id, q.text, q.options, q.answer, q.explanation) for q in some]
-        for some in (questions, dev)
-    ]
-    return _sha256(rows)
+def questions_sha256(questions: Iterable[Question]) -> str:
+    """Over the questions in this order; not over where they were read."""
+    return _sha256(
+        [
+            (q.benchmark, q.subject, q.split, q.id, q.text, q.options, q.answer, q.explanation)
+            for q in questions
+        ]
+    )
+
+
+def demonstrations_sha256(questions: Iterable[Question], dev: Sequence[Question], shots: int) -> str:
+    """Over what is shown before these questions where all shots fit: without shots, over nothing."""
+    firsts = {(question.benchmark, question.subject): question for question in questions}
+    return questions_sha256(shot for first in firsts.values() for shot in choose_shots(dev, first, shots))
 
 
 def versions() -> dict[str, str]:

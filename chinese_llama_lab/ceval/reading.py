@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -58,27 +58,20 @@ class Reader:
         """What a group's questions share."""
         if not group.prefix:
             return None
-        if self._method == "generation":
-            return keep_prefix(self._model, group.prefix)
-        return read_prefix(self._model, group.prefix, group.room)
+        with _enough_memory(group.batches[0]):
+            if self._method == "generation":
+                return keep_prefix(self._model, group.prefix)
+            return read_prefix(self._model, group.prefix, group.room)
 
     def read(self, batch: Sequence[Asked], prefix: Prefix | None) -> list[Row]:
         """The rows of a batch.
 
         Raises: CevalError: logits that are not finite, or no memory.
         """
-        import torch
-
-        try:
+        with _enough_memory(batch):
             return (
                 self._words(batch, prefix) if self._method == "generation" else self._letters(batch, prefix)
             )
-        except torch.OutOfMemoryError as error:
-            raise CevalError(
-                f"there is no memory for {len(batch)} questions at a time",
-                where=_where(batch[0]),
-                remedy="give a smaller memory_gib or batch; what is written stays, resume=True goes on",
-            ) from error
 
     def _letters(self, batch: Sequence[Asked], prefix: Prefix | None) -> list[Row]:
         before = prefix.length if prefix else 0
@@ -119,6 +112,25 @@ class Reader:
             found = extract_answer(reply, one.question.options)
             rows.append(_row(one, found.letter) | {"text": reply, "rule": found.rule})
         return rows
+
+
+@contextmanager
+def _enough_memory(batch: Sequence[Asked]) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        # On a CPU torch has words for it, and no class.
+        said = any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
+        if not said and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise CevalError(
+            f"there is no memory for {len(batch)} questions at a time",
+            where=_where(batch[0]),
+            remedy="give a smaller memory_gib or batch (--memory-gib, --batch); what is written stays, and"
+            " resume=True (--resume) goes on",
+        ) from error
 
 
 def _alone(model: Any, contexts: Sequence[Sequence[int]], _: Prefix | None) -> Any:

@@ -18,7 +18,7 @@ from chinese_llama_lab.ceval.letters import LetterIds, encode, letter_ids
 from chinese_llama_lab.ceval.prompts import Prompt, choose_shots, find_style
 from chinese_llama_lab.ceval.questions import LETTERS, Question
 
-METHODS = ("letters", "generation")
+METHODS = ("logits", "generation")
 LETTER_FORMS = ("bare", "spaced", "both")
 
 
@@ -61,7 +61,7 @@ def score(
     style: str = "ceval-official",
     dev: Sequence[Question] = (),
     shots: int = 0,
-    method: str = "letters",
+    method: str = "logits",
     form: str | None = None,
     cot: bool = False,
     names: str = "chinese",
@@ -77,29 +77,29 @@ def score(
         style, cot, names: see `prompts`.
         dev: where shots are taken from, the first ones of the question's subject.
         shots: how many demonstrations.
-        method: `letters` or `generation`.
+        method: `logits` (of the letters) or `generation`.
         form: `bare`, `spaced`, or `both` (the two logits of a letter added, as Chinese-LLaMA-Alpaca did);
             None takes the form that the style's own shots have.
         max_tokens: longest prompt; None takes the model's context.
         max_new_tokens: by generation, at most so many tokens.
 
     Raises:
-        CevalError: an unknown method or form, chain of thought by letters, logits that are not finite.
+        CevalError: an unknown method or form, chain of thought by logits, logits that are not finite.
         PromptError, SubjectError, LetterError: see `fit_prompt`, `choose_shots`, `letter_ids`.
     """
-    check_method(method, METHODS, form, cot)
+    check_method(method, form, cot)
     wanted = form or find_style(style).form
     return _scores(
         model, tokenizer, questions, style, dev, shots, method, wanted, cot, names, max_tokens, max_new_tokens
     )
 
 
-def check_method(method: str, methods: Sequence[str], form: str | None, cot: bool) -> None:
-    """Refuse a method that is none of `methods`, an unknown form, or a chain of thought not written.
+def check_method(method: str, form: str | None, cot: bool) -> None:
+    """Refuse a method that is none of `METHODS`, an unknown form, or a chain of thought not written.
 
     Raises: CevalError.
     """
-    for value, allowed, name in ((method, methods, "method"), (form, (None, *LETTER_FORMS), "form")):
+    for value, allowed, name in ((method, METHODS, "method"), (form, (None, *LETTER_FORMS), "form")):
         if value not in allowed:
             shown = ", ".join(str(one) for one in allowed if one)
             raise CevalError(f"{name} is {value!r}", where=name, remedy=f"use one of {shown}")
@@ -133,7 +133,7 @@ def _scores(
     for question in questions:
         shown = choose_shots(dev, question, shots)
         prompt = fit_prompt(tokenizer, style, question, shown, max_tokens=limit, cot=cot, names=names)
-        if method == "letters":
+        if method == "logits":
             scored = score_letters(model, tokenizer, question, prompt, form)
         else:
             reply = write_answer(model, tokenizer, prompt, max_new_tokens)

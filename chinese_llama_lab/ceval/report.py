@@ -190,7 +190,7 @@ def make_report(
     rows: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any] | None = None,
     *,
-    benchmark: str = "ceval",
+    benchmark: str | None = None,
     confidence: float = CONFIDENCE,
 ) -> Report:
     """The scores in the rows of a run.
@@ -199,7 +199,8 @@ def make_report(
         rows: see `read_answers`. All of them: a half-finished run is refused where `settings` say how many
             questions there are (`questions`).
         settings: what the run was made with, as written beside the rows.
-        benchmark: `ceval` or `cmmlu`; CMMLU's subjects have no categories here.
+        benchmark: `ceval` or `cmmlu`, whose subjects have no categories here; None takes what `settings` say,
+            or `ceval`.
         confidence: of the intervals.
 
     Raises: CevalError: rows missing, rows of several splits, right answers that are not published, or a
@@ -208,6 +209,7 @@ def make_report(
     answers = read_answers(rows)
     settings = dict(settings or {})
     _check_rows(answers, settings)
+    benchmark = benchmark or settings.get("benchmark") or "ceval"
     subjects = load_subjects(benchmark)
     parts: list[tuple[str, str, Sequence[str]]] = [("all", "all", list(subjects))]
     if benchmark == "ceval":

@@ -25,6 +25,8 @@ ABOUT, ROWS, LOCK = "run.json", "rows.jsonl", ".lock"
 _PART = re.compile(r"rows\.\d+\.jsonl")
 # Where it lies and when it began does not change what is scored.
 PASSING = ("date", "model", "question_set")
+# How many questions at a time moves logits by rounding alone, and a run that ran out of memory has to go on.
+BUDGET, BUDGETS_BEFORE = ("batch", "memory_gib"), "budgets_before"
 Row = dict[str, Any]
 
 
@@ -66,8 +68,7 @@ def read_run(folder: Path | str) -> Run:
     settings = _settings(folder)
     if settings is None:
         raise RunError("there is no run", where=str(folder), remedy="give the folder that `score` wrote")
-    rows = [row for path in _files(folder) for row in _read(path)]
-    return Run(tuple(rows), settings, folder)
+    return Run(tuple(_all_rows(folder)), settings, folder)
 
 
 class RunFolder:
@@ -77,7 +78,7 @@ class RunFolder:
         out: the folder; new, empty, or of this run. None keeps rows in memory alone.
         settings: what makes it this run.
         prompts: key → sha256 of its prompt, for each question in order.
-        resume: go on with what is there.
+        resume: go on with what is there. `batch` and `memory_gib` may be others; those before are kept.
         processes: who takes part.
 
     Raises: RunError: the folder holds a run and `resume` is False, another run, rows that are not of this
@@ -149,9 +150,9 @@ class RunFolder:
         """Every process's rows into one file, in order; what a kill left is removed."""
         assert self.out is not None
         path = self.out / ROWS
-        remove_leftovers(path)
-        files = _files(self.out)
-        rows = [row for file in files for row in _read(file)]
+        for written in (path, self.out / ABOUT):
+            remove_leftovers(written)
+        rows = _all_rows(self.out)
         seen: set[Key] = set()
         for row in rows:
             key = key_of(row)
@@ -173,7 +174,7 @@ class RunFolder:
         if not path.is_file() or path.read_bytes() != data:
             with atomic_file(path) as temporary:
                 temporary.write_bytes(data)
-        for file in files:
+        for file in _files(self.out):
             if file != path:
                 file.unlink()
 
@@ -193,6 +194,15 @@ def _line(row: Row) -> bytes:
 def _files(out: Path) -> list[Path]:
     found = [path for path in sorted(out.iterdir()) if path.name == ROWS or _PART.fullmatch(path.name)]
     return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def _all_rows(out: Path) -> list[Row]:
+    """The rows of all files; one that a kill left in two, between joining and removing, comes once."""
+    rows: list[Row] = []
+    for path in _files(out):
+        before = {key_of(row): row for row in rows}
+        rows += [row for row in _read(path) if before.get(key_of(row)) != row]
+    return rows
 
 
 def _read(path: Path) -> list[Row]:
@@ -251,9 +261,7 @@ def _claim(out: Path, settings: Mapping[str, Any], resume: bool) -> Mapping[str,
                 where=str(out),
                 remedy="give a new or empty folder",
             )
-        with atomic_file(out / ABOUT) as temporary:
-            text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
-            temporary.write_text(text, encoding="utf-8")
+        _write_settings(out, settings)
         return settings
     if not resume:
         raise RunError(
@@ -265,7 +273,7 @@ def _claim(out: Path, settings: Mapping[str, Any], resume: bool) -> Mapping[str,
     different = [
         f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)"
         for key in dict.fromkeys([*there, *wanted])
-        if key not in PASSING and there.get(key) != wanted.get(key)
+        if key not in (*PASSING, *BUDGET, BUDGETS_BEFORE) and there.get(key) != wanted.get(key)
     ]
     if different:
         raise RunError(
@@ -273,7 +281,17 @@ def _claim(out: Path, settings: Mapping[str, Any], resume: bool) -> Mapping[str,
             where=str(out / ABOUT),
             remedy="give what it was begun with, or another folder",
         )
+    before, now = ({key: some.get(key) for key in BUDGET} for some in (there, wanted))
+    if before != now:
+        there |= now | {BUDGETS_BEFORE: [*there.get(BUDGETS_BEFORE, []), before]}
+        _write_settings(out, there)
     return there
+
+
+def _write_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    with atomic_file(out / ABOUT) as temporary:
+        text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _short(value: Any) -> str:

@@ -27,10 +27,9 @@ from chinese_llama_lab.ceval.progress import Progress
 from chinese_llama_lab.ceval.prompts import find_style
 from chinese_llama_lab.ceval.questions import Question, QuestionSet
 from chinese_llama_lab.ceval.reading import Reader
-from chinese_llama_lab.ceval.reference import check_method
+from chinese_llama_lab.ceval.reference import METHODS, check_method
 from chinese_llama_lab.ceval.runs import Run, RunFolder, key_of
 
-METHODS = ("logits", "generation")
 MEMORY_GIB = 1.0
 
 
@@ -55,6 +54,7 @@ def score(
     shared: bool | None = None,
     progress: bool = True,
     name: str | None = None,
+    model_name: str | None = None,
 ) -> Run:
     """Every question's answer.
 
@@ -77,13 +77,14 @@ def score(
         batch: at most so many questions at a time; None leaves it to memory.
         shared: read prefixes once. None does so where the model's attention allows (`attention.can_pack`).
         progress: show subject, questions per second and accuracy.
-        name: what the questions are called in `run.json`.
+        name, model_name: what questions and model are called in `run.json`; None takes the kind of the set,
+            and where the model was loaded from.
 
     Returns: rows in the order of the questions, and the settings.
 
     Raises:
-        CevalError: an unknown method or form, an impossible number, chain of thought by logits, logits that
-            are not finite, no memory.
+        CevalError: an unknown method or form, an impossible number, nothing to ask, chain of thought by
+            logits, logits that are not finite, no memory.
         RunError: see `RunFolder`.
         PromptError, SubjectError, LetterError: a question that cannot be asked, before any is.
     """
@@ -102,6 +103,12 @@ def score(
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and method == "generation":
             limit -= max_new_tokens
+            if limit < 1:
+                raise CevalError(
+                    f"{max_new_tokens} new tokens leave no room for a prompt",
+                    where=f"max_new_tokens, context of {limit + max_new_tokens}",
+                    remedy="write fewer (--max-new-tokens)",
+                )
     listed, shown = separate(questions, dev)
     asked = prepare(
         tokenizer, listed, shown, style=prompt, shots=shots, forms=forms, cot=cot, names=names, limit=limit
@@ -110,7 +117,7 @@ def score(
     new_tokens = max_new_tokens if method == "generation" else 0
     settings: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "model": str(getattr(model.config, "_name_or_path", "")),
+        "model": model_name or str(getattr(model.config, "_name_or_path", "")),
         "model_sha256": identity.model_sha256(model),
         "tokenizer_sha256": identity.tokenizer_sha256(tokenizer),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -118,8 +125,10 @@ def score(
         "adapters": identity.adapters_of(model),
         "device": model.device.type,
         "question_set": name or getattr(questions, "kind", None),
+        "benchmark": listed[0].benchmark,
         "questions": len(asked),
-        "questions_sha256": identity.questions_sha256(listed, shown),
+        "questions_sha256": identity.questions_sha256(listed),
+        "demonstrations_sha256": identity.demonstrations_sha256(listed, shown, shots),
         "prompt": prompt,
         "shots": shots,
         "cot": cot,
@@ -181,7 +190,7 @@ def _work(reader: Reader, groups: Sequence[Group], folder: RunFolder, show: bool
 def _check(
     method: str, form: str | None, cot: bool, shots: int, new: int, memory: float, batch: int | None
 ) -> None:
-    check_method(method, METHODS, form, cot)
+    check_method(method, form, cot)
     for name, number, least in (("shots", shots, 0), ("max_new_tokens", new, 1), ("batch", batch, 1)):
         if number is not None and number < least:
             raise CevalError(f"{name} is {number}", where=name, remedy=f"use {least} or more")

@@ -79,6 +79,8 @@ def test_the_same_ids_of_another_set_are_refused():
     rows = run("AAA", "AAA")
     same = ({"questions_sha256": "1", "prompt": "x", "date": "a"}, {"questions_sha256": "1", "prompt": "y"})
     assert compare_runs(rows, rows, settings=same).settings == {"prompt": ("x", "y")}
+    shown = ({"demonstrations_sha256": "3"}, {"demonstrations_sha256": "4"})
+    assert compare_runs(rows, rows, settings=shown).settings == {"demonstrations_sha256": ("3", "4")}
     with pytest.raises(CevalError, match="questions_sha256 is 1 and 2"):
         compare_runs(rows, rows, settings=({"questions_sha256": "1"}, {"questions_sha256": "2"}))
 

@@ -286,6 +286,19 @@ def test_hashes_tell_apart(model, tokenizer):
         assert len(first[key]) == 64 and first[key] != second[key]
 
 
+def test_demonstrations_count_where_they_are_shown(model, tokenizer):
+    other = [replace(DEV[0], text="换了一题"), *DEV[1:]]
+
+    def hashes(shots, dev):
+        about = score(model, tokenizer, MIXED, dev=dev, shots=shots, progress=False).settings
+        return about["questions_sha256"], about["demonstrations_sha256"]
+
+    assert hashes(0, DEV) == hashes(0, other) == hashes(0, [])
+    assert hashes(1, DEV)[0] == hashes(1, other)[0] == hashes(0, DEV)[0]
+    assert hashes(1, DEV)[1] not in (hashes(1, other)[1], hashes(0, DEV)[1])
+    assert hashes(1, DEV) == hashes(1, [DEV[0], DEV[2]])  # what is not shown is none of it
+
+
 def test_a_model_in_train_mode_is_left_so(tokenizer):
     model = llama(len(tokenizer), attention_dropout=0.5).train()
     run = score(model, tokenizer, MIXED, dev=DEV, shots=1, progress=False)
@@ -306,13 +319,14 @@ def test_ties_and_logits_that_are_not_finite(tokenizer):
 
 def test_bad_input(model, tokenizer):
     for options, message in (
-        ({"method": "letters"}, "method is 'letters'"),
+        ({"method": "letters"}, "method is 'letters'[\\s\\S]*logits, generation"),
         ({"form": "wide"}, "form is 'wide'"),
         ({"cot": True}, "has to be written before"),
         ({"prompt": "mmlu"}, "no prompt style"),
         ({"shots": -1}, "shots is -1"),
         ({"batch": 0}, "batch is 0"),
         ({"memory_gib": 0.0}, "memory_gib is 0.0"),
+        ({"method": "generation", "max_new_tokens": 2048}, "2048 new tokens leave no room"),
     ):
         with pytest.raises(CevalError, match=message):
             score(model, tokenizer, MIXED, **({"dev": DEV, "shots": 0} | options))

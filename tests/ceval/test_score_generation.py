@@ -63,6 +63,36 @@ def test_the_same_words(wordy, tokenizer, shots, options):
     assert run.settings["letters"] == [] and run.settings["max_new_tokens"] == 12
 
 
+HOSTILE = {
+    "do_sample": True,
+    "num_beams": 3,
+    "temperature": 1.9,
+    "top_k": 3,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 12,
+    "suppress_tokens": list(range(100, 200)),
+    "sequence_bias": [[[65], 50.0]],
+    "guidance_scale": 3.0,
+    "use_cache": False,
+    "forced_eos_token_id": 66,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_greedy_whatever_the_model_asks_for(wordy, tokenizer, name, monkeypatch):
+    def words():
+        options = {"dev": SHOTS, "shots": 1, "method": "generation", "max_new_tokens": 12}
+        plain = [one.reply for one in reference.score(wordy, tokenizer, QUESTIONS, **options)]
+        rows = score(wordy, tokenizer, QUESTIONS, progress=False, **options).rows
+        return plain, [row["text"] for row in rows]
+
+    before = words()
+    assert before[0] == before[1]
+    monkeypatch.setattr(wordy.generation_config, name, HOSTILE[name])
+    assert words() == before
+
+
 def test_chain_of_thought_and_what_cannot_be_extracted(wordy, tokenizer, monkeypatch):
     replies = iter(["所以答案是B。", "不知道。", "答案是A和B"])
     monkeypatch.setattr(

@@ -10,16 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
-from chinese_llama_lab.ceval import runs
-from chinese_llama_lab.ceval.errors import RunError
+from chinese_llama_lab.ceval import reading, runs
+from chinese_llama_lab.ceval.errors import CevalError, RunError
 from chinese_llama_lab.ceval.questions import QuestionSet
 from chinese_llama_lab.ceval.reading import Reader
 from chinese_llama_lab.ceval.runs import ABOUT, LOCK, ROWS, read_run
 from chinese_llama_lab.ceval.score import score
 
-from .conftest import make_model
+from .conftest import make_model, make_tokenizer
 from .test_score import DEV, MIXED
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +130,6 @@ def test_another_run_is_refused(begin, tmp_path, tokenizer):
         ({"prompt": "chinese-llama-alpaca"}, "prompt"),
         ({"form": "spaced"}, r'form \("bare" there, "spaced" now\)'),
         ({"method": "generation"}, "method"),
-        ({"batch": 3}, r"batch \(2 there, 3 now\)"),
         ({"questions": MIXED[1:]}, r"questions \(14 there, 13 now\)"),
         ({"questions": [replace(MIXED[0], answer="D"), *MIXED[1:]]}, "questions_sha256"),
     ):
@@ -141,6 +141,62 @@ def test_another_run_is_refused(begin, tmp_path, tokenizer):
         score(other, tokenizer, MIXED, dev=DEV, shots=2, batch=2, out=out, resume=True)
     assert (out / ROWS).read_bytes() == before
     begin(out, resume=True, name="called otherwise", questions=QuestionSet("other", tuple(MIXED)))
+
+
+def test_another_budget_goes_on_and_is_told(begin, tmp_path, whole):
+    out = tmp_path / "run"
+    begin(out)
+    (out / ROWS).write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
+    begin(out, resume=True, batch=1)
+    run = begin(out, resume=True, batch=1, memory_gib=0.5)
+    assert run.complete and run.settings == read_run(out).settings
+    before = [{"batch": 2, "memory_gib": 1.0}, {"batch": 1, "memory_gib": 1.0}]
+    assert run.settings["budgets_before"] == before
+    assert (run.settings["batch"], run.settings["memory_gib"]) == (1, 0.5)
+    plain = [json.loads(line) for line in whole.splitlines()]
+    assert [row["predicted"] for row in run.rows] == [row["predicted"] for row in plain]
+
+
+def test_killed_between_joining_and_removing(begin, tmp_path, whole):
+    out = tmp_path / "run"
+    begin(out)
+    lines = whole.splitlines(keepends=True)
+    (out / "rows.1.jsonl").write_bytes(b"".join(lines[2:4]))
+    assert len(read_run(out).rows) == len(MIXED)
+    begin(out, resume=True)
+    assert (out / ROWS).read_bytes() == whole and not (out / "rows.1.jsonl").exists()
+    other = json.loads(lines[2]) | {"predicted": None}
+    (out / "rows.1.jsonl").write_bytes(json.dumps(other).encode() + b"\n")
+    with pytest.raises(RunError, match="answered twice"):
+        begin(out, resume=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+    ],
+)
+@pytest.mark.parametrize("place", ["read_last", "read_prefix"])
+def test_no_memory_is_said_and_nothing_is_lost(begin, tmp_path, monkeypatch, whole, error, place):
+    out, left = tmp_path / "run", [1]
+    there = getattr(reading, place)
+
+    def full(*arguments):
+        if not left:
+            raise error
+        left.pop()
+        return there(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, place, full)
+        with pytest.raises(CevalError, match=r"no memory for 2 questions[\s\S]*memory_gib"):
+            begin(out)
+    assert 0 < len(read_run(out).rows) < len(MIXED)
+    begin(out, resume=True)
+    assert (out / ROWS).read_bytes() == whole
 
 
 def test_damaged_folders(begin, tmp_path, whole):
@@ -215,12 +271,6 @@ def test_killed_and_resumed(begin, tmp_path, processes, whole):
 
 @pytest.mark.slow
 def test_accelerate_launches_the_command(tmp_path):
-    from chinese_llama_lab.cli import build_parser
-
-    if "ceval" not in build_parser().format_help():
-        pytest.skip("the command is not on the command line")
-    from .conftest import make_tokenizer
-
     tokenizer = make_tokenizer()
     make_model(len(tokenizer), 8192).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -228,6 +278,7 @@ def test_accelerate_launches_the_command(tmp_path):
         "-m",
         "chinese_llama_lab",
         "ceval",
+        "--model",
         str(tmp_path / "model"),
         "--subjects",
         "法学",

@@ -39,7 +39,7 @@ def main() -> None:
     run = score(
         model, tokenizer, MIXED, dev=DEV, shots=2, batch=2, out=out, resume="resume" in flags, progress=False
     )
-    print("scored", len(run.rows))
+    sys.stdout.write(f"scored {len(run.rows)}\n")  # at once: two processes share the pipe
 
 
 if __name__ == "__main__":
