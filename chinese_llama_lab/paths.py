@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -59,6 +61,16 @@ def atomic_file(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(target: Path, content: Any, *, indent: int = 1, allow_nan: bool = True) -> None:
+    """Content as JSON in UTF-8 that ends in a line break, whole or not at all.
+
+    Raises: ValueError: NaN or infinity where `allow_nan` is False.
+    """
+    text = json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=allow_nan) + "\n"
+    with atomic_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -46,7 +46,6 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _ceval(options: argparse.Namespace) -> int:
-    from chinese_llama_lab.ceval.questions import QuestionSet
     from chinese_llama_lab.ceval.score import score
 
     given = questions_of(options)
@@ -59,7 +58,7 @@ def _ceval(options: argparse.Namespace) -> int:
         run = score(
             model,
             tokenizer,
-            QuestionSet(given.kind, tuple(given.questions)),
+            given,
             prompt=options.prompt,
             shots=options.shots,
             out=options.out,

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from chinese_llama_lab.ceval.errors import CevalError, QuestionError, SubjectError
+from chinese_llama_lab.ceval.readers import HUB_DATA_SET, read_hub, read_questions
 
-KINDS = ("fp32", "bf16", "fp16", "nf4", "nf4-double", "fp4", "fp4-double", "int8")
-OWN, HUB = "ceval-lab", "ceval/ceval-exam"
+OWN = "ceval-lab"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """`--model`, `--kind`, `--adapter`, `--device`."""
+    from chinese_llama_lab.quantization.kinds import LOADABLE
+
     parser.add_argument("--model", required=True, help="`smollm2`, a folder, or a hub id")
-    parser.add_argument("--kind", default="fp32", choices=KINDS, help="dtype or quantization (default: fp32)")
+    parser.add_argument(
+        "--kind", default="fp32", choices=LOADABLE, help="dtype or quantization (default: fp32)"
+    )
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="of peft, or a run of pretrain")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU where there is one)")
 
@@ -28,7 +31,8 @@ def add_question_options(parser: argparse.ArgumentParser, *, split: bool = True)
         "--questions",
         default=OWN,
         metavar="SET",
-        help=f"{OWN} (default: the course's own), {HUB} (from the hub), a folder or a zip (C-Eval, CMMLU)",
+        help=f"{OWN} (default: the course's own), {HUB_DATA_SET} (from the hub), a folder or a zip (C-Eval,"
+        " CMMLU)",
     )
     if split:
         parser.add_argument("--split", default="val", choices=("val", "test"))
@@ -54,7 +58,7 @@ def prompt_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def set_name(options: argparse.Namespace) -> str:
     """What the questions are called in `run.json`: no path of this machine."""
-    return options.questions if options.questions in (OWN, HUB) else Path(options.questions).name
+    return options.questions if options.questions in (OWN, HUB_DATA_SET) else Path(options.questions).name
 
 
 def questions_of(options: argparse.Namespace) -> Any:
@@ -63,18 +67,18 @@ def questions_of(options: argparse.Namespace) -> Any:
     Raises: QuestionError, SubjectError: see `read_questions`; no questions of the split, or of a subject that
         was named.
     """
-    from chinese_llama_lab.ceval.readers import read_hub, read_questions
     from chinese_llama_lab.ceval.subjects import find_subject
     from chinese_llama_lab.paths import data_dir
 
     splits = ("dev", options.split)
     folder = data_dir() / "ceval_lab" if options.questions == OWN else Path(options.questions).expanduser()
-    from_hub = options.questions == HUB and not folder.exists()
+    from_hub = options.questions == HUB_DATA_SET and not folder.exists()
+    where = HUB_DATA_SET if from_hub else str(folder)
     found = read_hub(splits=splits) if from_hub else read_questions(folder, splits=splits)
     if not found.count(options.split):
         raise QuestionError(
             f"there are no {options.split} questions",
-            where=HUB if from_hub else str(folder),
+            where=where,
             remedy="C-Eval has val and test, CMMLU test alone, the course's own set val alone: see --split",
         )
     if not options.subjects:
@@ -85,7 +89,7 @@ def questions_of(options: argparse.Namespace) -> Any:
     if absent:
         raise SubjectError(
             f"there are no questions of {', '.join(absent)}",
-            where=HUB if from_hub else str(folder),
+            where=where,
             remedy=f"the subjects there are {', '.join(found.subjects)}",
         )
     return replace(found, questions=tuple(q for q in found.questions if q.subject in wanted))
@@ -96,13 +100,10 @@ def model_of(options: argparse.Namespace) -> tuple[Any, Any]:
 
     Raises: LabError: see `load_quantized`. CevalError: no adapter, or one of a longer vocabulary.
     """
-    import torch
-
     from chinese_llama_lab.quantization.load import load_quantized
+    from chinese_llama_lab.sources.models import own_device
 
-    device = options.device
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    device = own_device() if options.device is None else options.device
     # bitsandbytes' own kernel for processors is made for one token at a time; here hundreds are read at once.
     fast = getattr(options, "method", None) == "generation"
     model, tokenizer = load_quantized(options.model, options.kind, device=device, fast=fast)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -106,7 +107,7 @@ def _shots(options: argparse.Namespace) -> list[int]:
 def _position(options: argparse.Namespace, asked: Any, shots: Any, rows: Any) -> dict[str, Any]:
     from chinese_llama_lab.ceval.position import position_bias
 
-    number = iter(range(24))
+    number = itertools.count()
     found = position_bias(
         asked,
         lambda moved: rows(f"order-{next(number)}", options.prompt or "ceval-official", shots[0], moved),
@@ -190,11 +191,7 @@ def _contamination(options: argparse.Namespace, asked: Any, model: Any, tokenize
 
 
 def _left_out(left: Iterable[Any]) -> None:
-    reasons: dict[str, int] = {}
-    for one in left:
-        reason = one.reason.split(":")[0]
-        reasons[reason] = reasons.get(reason, 0) + 1
-    for reason, count in reasons.items():
+    for reason, count in Counter(one.reason.split(":")[0] for one in left).items():
         print(f"left out, {count:,} questions: {reason}")
 
 
@@ -213,10 +210,8 @@ def _plain(found: Any) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    from chinese_llama_lab.paths import atomic_file
+    from chinese_llama_lab.paths import write_json
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-        temporary.write_bytes(text.encode())
+    write_json(path, content, allow_nan=False)
     print(f"written: {path}")

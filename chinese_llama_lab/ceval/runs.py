@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from chinese_llama_lab.ceval.asked import Key
 from chinese_llama_lab.ceval.errors import RunError
 from chinese_llama_lab.ceval.processes import Processes
-from chinese_llama_lab.paths import atomic_file, remove_leftovers
+from chinese_llama_lab.paths import atomic_file, remove_leftovers, write_json
 
 ABOUT, ROWS, LOCK = "run.json", "rows.jsonl", ".lock"
 _PART = re.compile(r"rows\.\d+\.jsonl")
@@ -261,7 +261,7 @@ def _claim(out: Path, settings: Mapping[str, Any], resume: bool) -> Mapping[str,
                 where=str(out),
                 remedy="give a new or empty folder",
             )
-        _write_settings(out, settings)
+        write_json(out / ABOUT, settings)
         return settings
     if not resume:
         raise RunError(
@@ -284,14 +284,8 @@ def _claim(out: Path, settings: Mapping[str, Any], resume: bool) -> Mapping[str,
     before, now = ({key: some.get(key) for key in BUDGET} for some in (there, wanted))
     if before != now:
         there |= now | {BUDGETS_BEFORE: [*there.get(BUDGETS_BEFORE, []), before]}
-        _write_settings(out, there)
+        write_json(out / ABOUT, there)
     return there
-
-
-def _write_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    with atomic_file(out / ABOUT) as temporary:
-        text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,6 @@ Source: "How to Submit" in the README and `submission_example.json` of hkust-nlp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from chinese_llama_lab.ceval.answers import letter_histogram, read_answers, show
 from chinese_llama_lab.ceval.errors import CevalError
 from chinese_llama_lab.ceval.questions import LETTERS, Question
 from chinese_llama_lab.ceval.subjects import load_subjects
-from chinese_llama_lab.paths import atomic_file
+from chinese_llama_lab.paths import write_json
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class Submission:
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        with atomic_file(path) as temporary:
-            text = json.dumps(self.answers, indent=4, ensure_ascii=False) + "\n"
-            temporary.write_text(text, encoding="utf-8")
+        write_json(path, self.answers, indent=4)
 
     def __str__(self) -> str:
         told = f"{len(self):,} answers in {len(self.answers)} subjects"

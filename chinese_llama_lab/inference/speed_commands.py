@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-KINDS = ("fp32", "bf16", "fp16", "int8", "nf4", "nf4-double", "fp4", "fp4-double")
+from chinese_llama_lab.quantization.kinds import LOADABLE
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,7 +17,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "the limit is what the measured memory bandwidth allows. Rates are of all sequences together.",
     )
     parser.add_argument("model", help="smollm2, a folder or a hub id")
-    parser.add_argument("--kind", default="bf16", choices=KINDS, help="of the weights (default: bf16)")
+    parser.add_argument("--kind", default="bf16", choices=LOADABLE, help="of the weights (default: bf16)")
     parser.add_argument("--device", default="cpu", help="such as cpu (default) or cuda")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)

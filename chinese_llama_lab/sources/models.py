@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,13 @@ def load_base(name: str, *, dtype: str = "float32", device: str = "cpu", **optio
             f"{name} could not be moved to {device!r}: {str(error).splitlines()[0]}",
             remedy='use device="cpu"; `chinese-llama-lab doctor` says which devices there are',
         ) from error
+
+
+def own_device() -> str:
+    """Where a process that was told no device puts its model: on its own GPU, or on `cpu`."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

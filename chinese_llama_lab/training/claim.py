@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from chinese_llama_lab.merging.samples import weight_samples
-from chinese_llama_lab.paths import atomic_file
+from chinese_llama_lab.paths import write_json
 from chinese_llama_lab.training import checkpoints
 from chinese_llama_lab.training.batches import Sequences
 from chinese_llama_lab.training.errors import TrainingError
@@ -87,11 +87,9 @@ def claim_folder(
             "the folder is not empty, and holds no run", where=str(out), remedy="give an empty or new folder"
         )
     if write:
-        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
         try:
             out.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_json(path, about)
         except OSError as error:
             raise TrainingError(
                 f"the folder cannot be written: {error.strerror or error}",

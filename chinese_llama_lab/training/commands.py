@@ -98,7 +98,7 @@ def _recipe(options: argparse.Namespace) -> Any:
 
 def _base(options: argparse.Namespace, recipe: Any) -> tuple[Any, Any]:
     """Model and tokenizer; a recipe that this machine cannot run is refused before anything is loaded."""
-    from chinese_llama_lab.sources.models import load_base
+    from chinese_llama_lab.sources.models import load_base, own_device
     from chinese_llama_lab.training.footprint import check_machine
     from chinese_llama_lab.training.precision import weights_dtype
 
@@ -107,13 +107,11 @@ def _base(options: argparse.Namespace, recipe: Any) -> tuple[Any, Any]:
     name = options.model or recipe.base
     if recipe.quantization == "none":
         return load_base(name, dtype=dtype)
-    import torch
-
     from chinese_llama_lab.quantization.load import load_quantized
 
     # The Trainer moves a model to its GPU, but not a quantized one.
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    return load_quantized(name, recipe.quantization, compute_dtype=dtype, device=gpu, fast=False)
+    device = own_device()
+    return load_quantized(name, recipe.quantization, compute_dtype=dtype, device=device, fast=False)
 
 
 def _held_out(options: argparse.Namespace) -> dict[str, list[str]]:

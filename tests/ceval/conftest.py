@@ -99,3 +99,12 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def model(tokenizer):
     return make_model(len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tokenizer, tmp_path_factory):
+    """As `load_base` takes it."""
+    place = tmp_path_factory.mktemp("model")
+    make_model(len(tokenizer), 8192).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place

@@ -38,14 +38,6 @@ def questions(tmp_path):
     return folder
 
 
-@pytest.fixture(scope="module")
-def model_folder(tokenizer, tmp_path_factory):
-    place = tmp_path_factory.mktemp("model")
-    make_model(len(tokenizer), 8192).save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
-
-
 @pytest.fixture
 def ceval(questions, model_folder, tmp_path, capsys):
     """→ (exit code, what was printed, what was said of errors)."""

@@ -239,7 +239,7 @@ def test_two_at_once(begin, tmp_path):
 
 def test_an_error_lets_the_folder_go(begin, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "atomic_file", lambda path: (_ for _ in ()).throw(OSError(28, "full")))
+        patch.setattr(runs, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.raises(OSError, match="full"):
             begin(tmp_path / "run")
     begin(tmp_path / "run")
