@@ -12,14 +12,12 @@ from chinese_llama_lab.ceval.report import CHANCE, Report
 
 def show_settings(settings: Mapping[str, Any]) -> str:
     """How it was asked: everything that moves a score, in a few lines."""
-    kind = settings.get("quantization") or {}
-    weights = kind.get("bnb_4bit_quant_type") or ("int8" if kind else settings.get("dtype"))
     adapters = settings.get("adapters") or []
     shots = f"{settings.get('shots')} shots" + (", chain of thought" if settings.get("cot") else "")
     lines = [
         f"questions  {settings.get('question_set')}: {settings.get('questions', 0):,}, sha256 "
         f"{str(settings.get('questions_sha256'))[:12]}",
-        f"model      {settings.get('model')} ({weights}"
+        f"model      {settings.get('model')} ({_weights(settings)}"
         + (f", adapter {', '.join(adapters)}" if adapters else "")
         + f"), sha256 {str(settings.get('model_sha256'))[:12]}",
         f"prompt     {settings.get('prompt')}, {shots}, subject names: {settings.get('names')}",
@@ -37,6 +35,16 @@ def show_settings(settings: Mapping[str, Any]) -> str:
         )
         lines.append(f"{'answers    logits of ' if number == 0 else '           elsewhere '}{forms}")
     return "\n".join(lines)
+
+
+def _weights(settings: Mapping[str, Any]) -> Any:
+    """The dtype or the kind of quantization. An 8-bit config has the 4-bit keys too, at their defaults."""
+    config = settings.get("quantization") or {}
+    if config.get("load_in_8bit"):
+        return "int8"
+    if config.get("load_in_4bit"):
+        return config["bnb_4bit_quant_type"] + ("-double" if config["bnb_4bit_use_double_quant"] else "")
+    return config.get("quant_method") or settings.get("dtype")
 
 
 def show_report(report: Report) -> str:

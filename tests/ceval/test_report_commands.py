@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from chinese_llama_lab import cli
 from chinese_llama_lab.ceval.answers import letter_histogram
 from chinese_llama_lab.ceval.compare import compare_runs
+from chinese_llama_lab.ceval.identity import quantization_of
 from chinese_llama_lab.ceval.readers import read_questions
 from chinese_llama_lab.ceval.report import make_report
 from chinese_llama_lab.ceval.runs import read_run
+from chinese_llama_lab.ceval.shown import show_report, show_settings
 from chinese_llama_lab.paths import data_dir
+from chinese_llama_lab.quantization.kinds import FOUR_BIT, quantization_config
 
 from .conftest import make_model
 
@@ -54,14 +58,20 @@ def test_a_report(place, capsys):
     assert (place / "two" / "report.csv").read_text(encoding="utf-8").count("run.prompt") == 1
 
 
+@pytest.mark.parametrize("kind", [*FOUR_BIT, "int8"])
+def test_the_kind_is_named(kind):
+    model = SimpleNamespace(config=SimpleNamespace(quantization_config=quantization_config(kind)))
+    settings = {"model": "m", "dtype": "float32", "quantization": quantization_of(model)}
+    assert f"model      m ({kind}), " in show_settings(settings)
+    assert "model      m (float32), " in show_settings({**settings, "quantization": None})
+
+
 def test_what_is_worth_a_note(place, capsys):
     run = read_run(place / "two")
     rows = [dict(row) for row in run.rows]
     rows[0] |= {"shots": 1}
     rows[1] |= {"predicted": None}
     rows[2] |= {"tied": True}
-    from chinese_llama_lab.ceval.shown import show_report
-
     said = show_report(make_report(rows, run.settings))
     for number, what in ((1, "got fewer shots"), (1, "have two letters"), (1, "have no answer")):
         assert f"{number} of 24 questions {what}" in said
