@@ -1,0 +1,9 @@
+"""The error classes of this subpackage."""
+
+from __future__ import annotations
+
+from chinese_llama_lab.errors import LabError
+
+
+class ProbeError(LabError):
+    """A file of bias probes, or the rows scored from it, is damaged, incomplete or not comparable."""
