@@ -15,6 +15,7 @@ from chinese_llama_lab.quiet import quiet_libraries
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command. Handlers import what they need when they run."""
     from chinese_llama_lab.ceval import commands as ceval
+    from chinese_llama_lab.claims import commands as claims
     from chinese_llama_lab.course import commands as course
     from chinese_llama_lab.doctor import add_commands as add_doctor
     from chinese_llama_lab.inference import commands as inference
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     speed_commands.add_commands(subparsers)
     gguf_commands.add_commands(subparsers)
     ceval.add_commands(subparsers)
+    claims.add_commands(subparsers)
     course.add_commands(subparsers)
     add_doctor(subparsers)
     return parser

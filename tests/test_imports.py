@@ -24,6 +24,8 @@ MAY_KNOW = {
     "tokenization": {*GROUND, "sources", "tokenization"},
     "results": {*GROUND, "machine", "profiles"},
     "ceval": {*GROUND, "__version__", "ceval", "results", "sources", "toml"},
+    "claims": {*GROUND, "claims", "results"},
+    "limits": {*GROUND, "ceval", "limits", "results", "sources", "tokenization"},
     "plots": {*GROUND, "sources", "tokenization"},
 }
 # The one step upwards that is allowed, inside a function: each names its reason.
