@@ -7,7 +7,6 @@ of `results/` that hold it; `verdict`; `why`, in a sentence; `command`, which wo
 
 from __future__ import annotations
 
-import csv
 import difflib
 import re
 import shlex
@@ -18,6 +17,7 @@ from pathlib import Path
 from chinese_llama_lab.claims.errors import ClaimError
 from chinese_llama_lab.claims.pointers import parse
 from chinese_llama_lab.paths import data_dir
+from chinese_llama_lab.strict_table import strict_rows
 
 OPEN = "cannot be checked here"
 VERDICTS = ("confirmed", "refuted", "partly", OPEN)
@@ -71,36 +71,10 @@ def load_claims(path: Path | None = None) -> list[Claim]:
             none, or is missing though the claim cannot be checked here. Row 1 is the head.
     """
     path = path or data_dir() / "claims.csv"
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            head, *rows = list(csv.reader(stream, strict=True)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ClaimError(
-            f"the ledger cannot be read: {error}", where=str(path), remedy="restore the file, in UTF-8"
-        ) from error
-    if tuple(head) != COLUMNS:
-        missing = [column for column in COLUMNS if column not in head]
-        unknown = [column for column in head if column not in COLUMNS]
-        said = "; ".join(
-            f"{what} {', '.join(map(repr, names))}"
-            for what, names in (("missing:", missing), ("unknown:", unknown))
-            if names
-        )
-        raise ClaimError(
-            f"the ledger has other columns ({said or 'another order'})",
-            where=f"{path}, row 1",
-            remedy=f"let the head be {','.join(COLUMNS)}",
-        )
     claims: list[Claim] = []
     first: dict[str, int] = {}
-    for number, cells in enumerate(rows, start=2):
-        if len(cells) != len(COLUMNS):
-            raise ClaimError(
-                f"the row has {len(cells)} cells, the head {len(COLUMNS)}",
-                where=f"{path}, row {number}",
-                remedy="quote cells that hold a comma; remove empty lines",
-            )
-        claim = Claim(*cells)
+    for number, cells in strict_rows(path, COLUMNS, ClaimError, "ledger"):
+        claim = Claim(**cells)
         try:
             _check(claim)
             if claim.id in first:
@@ -114,8 +88,6 @@ def load_claims(path: Path | None = None) -> list[Claim]:
             raise ClaimError(error.what, where=place, remedy=error.remedy) from error
         first[claim.id] = number
         claims.append(claim)
-    if not claims:
-        raise ClaimError("the ledger has no rows", where=str(path), remedy="restore the file")
     return claims
 
 

@@ -7,3 +7,7 @@ from chinese_llama_lab.errors import LabError
 
 class ProbeError(LabError):
     """A file of bias probes, or the rows scored from it, is damaged, incomplete or not comparable."""
+
+
+class NativeError(LabError):
+    """The table of published models or scores is damaged, or a config does not say what was asked."""
