@@ -266,8 +266,8 @@ def dequantize(quantized: Quantized, dtype: torch.dtype | None = None) -> torch.
             f"weights of {dtype} are not made", where="dtype", remedy="use float32, float16 or bfloat16"
         )
     count, block_size = quantized.numel, quantized.block_size
-    scales = quantized.scales()
     out = torch.empty(count, dtype=dtype, device=quantized.codes.device)
+    scales = quantized.scales()
     decode = _Decoder(quantized)
 
     def work(start: int, stop: int) -> None:

@@ -39,8 +39,9 @@ def test_loss_and_gradients_are_those_of_the_model(embeddings, tied):
     for (name, one), (_, two) in zip(plain.named_parameters(), lean.named_parameters(), strict=True):
         assert (one.grad is None) == (two.grad is None), name
         if one.grad is not None:
-            # float32, summed in another order
-            assert torch.allclose(one.grad, two.grad, rtol=2e-4, atol=2e-5), name
+            # float32, summed in another order: the error goes with the largest gradient, not with each one
+            error = float((one.grad - two.grad).abs().max())
+            assert error <= 1e-4 * float(one.grad.abs().max()), name
     assert lean(IDS).logits.shape == (2, 6, 269)  # restored
 
 
