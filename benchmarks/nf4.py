@@ -7,9 +7,9 @@ The two take turns, the best time of each is kept, and results must be equal to 
 of the package over that of bitsandbytes; the promise is at least a third.
 
 Where the result is written decides half of it: memory that is new to the process costs a page fault every
-4 KiB, memory that was freed before does not, and which of the two a call gets is the allocator's luck. So each
-condition has a process of its own: `new`, what a program pays that keeps what it restores, such as a model's
-layers, and for which the promise holds; and `reused`, what it pays that drops each result before the next.
+4 KiB, memory that was freed before does not, and which of the two a call gets is the allocator's luck. So
+each condition has a process of its own: `new`, what a program pays that keeps what it restores, such as a
+model's layers, and for which the promise holds; and `reused`, for one that drops each result before the next.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ compared with what those before it amount to, which also tells the right order f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chinese_llama_lab.merging.adapter import Adapter
@@ -56,6 +56,20 @@ def weight_samples(model: Any) -> dict[str, str]:
     return found
 
 
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Names of weights whose samples differ by more than rounding, or that only one of the two has."""
+    found = []
+    for name in sorted({*one, *other}):
+        pairs = zip(one.get(name, "nan").split(), other.get(name, "nan").split(), strict=False)
+        if not all(_alike(float(a), float(b)) for a, b in pairs):
+            found.append(name)
+    return found
+
+
+def _alike(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+
+
 def check_samples(chain: Chain, number: int, shapes: dict[str, list[int]], *, untied: bool) -> None:
     """Compare the samples in an adapter's run.json with the chain before it; without samples, nothing.
 
@@ -77,7 +91,7 @@ def check_samples(chain: Chain, number: int, shapes: dict[str, list[int]], *, un
                 continue
             here = float(chain.rows(source, row, row + 1, before=number).flatten()[column])
             count += 1
-            if not math.isclose(here, value, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
+            if not _alike(here, value):
                 different, first = different + 1, first or f"{name} ({here:.4g} here, {value:.4g} there)"
     if different:
         _refuse(

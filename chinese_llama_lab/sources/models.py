@@ -1,4 +1,5 @@
-"""Base models: SmolLM2 out of its wheel, a local folder, or the model hub, through one call."""
+"""Base models: SmolLM2 out of its wheel, what this project made of it, a local folder, or the model hub,
+through one call."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from chinese_llama_lab.sources.manifest import load_manifest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-BUNDLED = {"smollm2": "smollm2"}  # name → source of the manifest
+_GGUF = {"smollm2": "smollm2"}  # name → source of the manifest
+BUNDLED = (*_GGUF, "smollm2-zh", "smollm2-zh-instruct")  # the latter two are merged from `data/adapters/`
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -33,7 +35,8 @@ def load_base(name: str, *, dtype: str = "float32", device: str = "cpu", **optio
     """Load a base model and its tokenizer.
 
     Args:
-        name: `smollm2`; a folder with `config.json` and safetensors weights; or a hub id (`owner/name`).
+        name: `smollm2`, `smollm2-zh` or `smollm2-zh-instruct`; a folder with `config.json` and safetensors
+            weights; or a hub id (`owner/name`).
         dtype: of the weights: float32, bfloat16 or float16.
         device: where the model goes, such as `cpu` or `cuda`.
         options: passed on to `AutoModelForCausalLM.from_pretrained`.
@@ -143,34 +146,50 @@ def _failed(name: str, error: Exception) -> ModelError:
 
 
 def converted_path(name: str) -> Path:
-    """Where a bundled model is kept once it is converted."""
-    member = load_manifest()[BUNDLED[name]].members[0]
+    """Where a bundled model is kept once it is converted or merged."""
+    if name not in _GGUF:
+        from chinese_llama_lab.shipped import merged_path
+
+        return merged_path(name)
+    member = load_manifest()[_GGUF[name]].members[0]
     return cache_dir() / "derived" / f"model-{name}-{member.sha256[:12]}-v1"
 
 
 def converted_model(name: str) -> Path:
-    """The folder of a bundled model as safetensors, converted from GGUF the first time.
+    """The folder of a bundled model as safetensors: converted from GGUF, or merged, the first time.
 
-    The 4-bit weights are expanded to float32 without a further rounding. Two processes may ask
-    at once; a kill leaves no folder behind.
+    SmolLM2's 4-bit weights are expanded to float32 without a further rounding. Two processes may ask at once;
+    a kill leaves no folder behind.
     """
     folder = converted_path(name)
     if folder.is_dir():
         return folder
+    base = None if name in _GGUF else _base_of(name)
     with cache_lock(folder.name):
         if not folder.is_dir():
             remove_leftovers(folder)
-            gguf = source_file(BUNDLED[name])
             try:
-                with atomic_folder(folder) as temporary:
-                    _convert_gguf(gguf, temporary)
+                if base is None:
+                    gguf = source_file(_GGUF[name])
+                    with atomic_folder(folder) as temporary:
+                        _convert_gguf(gguf, temporary)
+                else:
+                    from chinese_llama_lab.shipped import merge_shipped
+
+                    merge_shipped(name, base, folder)
             except OSError as error:
                 raise ModelError(
                     f"{name} could not be converted: {error.strerror or error}",
                     where=str(folder.parent),
-                    remedy="0.6 GB must be free there; LAB_CACHE_DIR moves the cache",
+                    remedy="1.2 GB must be free there; LAB_CACHE_DIR moves the cache",
                 ) from error
     return folder
+
+
+def _base_of(name: str) -> Path:
+    from chinese_llama_lab.shipped import SHIPPED
+
+    return converted_model(SHIPPED[name])
 
 
 def _convert_gguf(gguf: Path, out: Path) -> None:

@@ -86,6 +86,7 @@ def _add_run(parser: argparse.ArgumentParser, recipe: str) -> None:
     parser.add_argument("--held-out-en", action="append", default=[], type=Path, metavar="FILE")
     parser.add_argument("--dtype", help="of the frozen weights (default: as the recipe's precision)")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the run")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="an adapter or run to go on from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
@@ -165,6 +166,7 @@ def _pretrain(options: argparse.Namespace) -> int:
             options.out,
             replay=_texts(options.replay_text, options.replay_corpus),
             held_out=_held_out(options),
+            start_from=options.start_from,
             resume=options.resume,
         )
     except TrainingStopped as error:
@@ -187,7 +189,14 @@ def _finetune(options: argparse.Namespace) -> int:
     model, tokenizer = _base(options, recipe)
     try:
         report = finetune(
-            model, tokenizer, rows, recipe, options.out, held_out=_held_out(options), resume=options.resume
+            model,
+            tokenizer,
+            rows,
+            recipe,
+            options.out,
+            held_out=_held_out(options),
+            start_from=options.start_from,
+            resume=options.resume,
         )
     except TrainingStopped as error:
         return _stopped(error)

@@ -24,6 +24,7 @@ def pretrain(
     replay: Iterable[Any] = (),
     held_out: Mapping[str, Sequence[str]] | None = None,
     new_tokens: Sequence[int] | None = None,
+    start_from: Path | None = None,
     resume: bool = False,
     watch: Watcher | None = None,
     progress: bool = True,
@@ -42,6 +43,7 @@ def pretrain(
             bits per character; the log's keys are `zh_bits`, `en_bits`.
         new_tokens: ids whose rows train under `embeddings = "new-rows"`; by default those that the recipe's
             base does not have.
+        start_from: an adapter of the same model and shape, whose values are the start; the optimizer is new.
         resume: go on from the newest whole checkpoint in `out` (from the start if there is none). On a CPU
             the weights are bit for bit those of a run that never stopped.
         watch: called with every row of the log, to draw it.
@@ -78,6 +80,7 @@ def pretrain(
         Path(out),
         new_tokens=new_token_ids(recipe, tokenizer) if new_tokens is None else new_tokens,
         held_out=held_out,
+        start_from=start_from,
         resume=resume,
         watch=watch,
         progress=progress,

@@ -29,6 +29,7 @@ from chinese_llama_lab.tokenization.fertility import iterate_texts
 from chinese_llama_lab.training import checkpoints
 from chinese_llama_lab.training.batches import Ordered, Sequences, collate, run_order
 from chinese_llama_lab.training.claim import claim_folder, describe_run
+from chinese_llama_lab.training.continuing import Start
 from chinese_llama_lab.training.errors import TrainingError, TrainingStopped
 from chinese_llama_lab.training.follow import Follow
 from chinese_llama_lab.training.footprint import check_machine, is_out_of_memory, out_of_memory
@@ -54,6 +55,7 @@ def train(
     *,
     new_tokens: Sequence[int] = (),
     held_out: Mapping[str, Sequence[str]] | None = None,
+    start_from: Path | None = None,
     resume: bool = False,
     watch: Watcher | None = None,
     progress: bool = True,
@@ -67,7 +69,10 @@ def train(
     _check_length(model, recipe)
     check_adaptable(model, recipe, new_tokens)
     texts = _held_out(held_out)
-    about = describe_run(model, tokenizer, sequences, recipe, new_tokens)
+    about = describe_run(model, tokenizer, sequences, recipe, new_tokens) | {"starts_from": None}
+    first = None if start_from is None else Start(start_from)
+    if first is not None:
+        about = first.describe(about)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     main = int(os.environ.get("RANK", "0")) == 0
     accumulation = recipe.accumulation(processes)
@@ -85,6 +90,8 @@ def train(
     with arguments.main_process_first(local=False, desc="claiming the folder"):
         start, refused = claim_folder(out, about, resume, write=main)
     adapted = add_lora(model, recipe, new_tokens)
+    if first is not None:
+        first.load_into(adapted)
     lean_rows(adapted)
     if start and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         set_peft_model_state_dict(adapted, load_file(start / "adapter_model.safetensors"))
