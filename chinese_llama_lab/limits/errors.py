@@ -11,3 +11,7 @@ class ProbeError(LabError):
 
 class NativeError(LabError):
     """The table of published models or scores is damaged, or a config does not say what was asked."""
+
+
+class TranslationeseError(LabError):
+    """Texts that cannot be compared, or a mark that does not exist."""
