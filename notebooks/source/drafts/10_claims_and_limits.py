@@ -1,0 +1,486 @@
+# %% [markdown]
+# # Claims and limits 主张与局限
+#
+# **Which of the things that are said about adapting LLaMA to Chinese are true?**
+#
+# The course began with an article that praises a fork of Chinese-LLaMA-Alpaca. It makes dozens of claims,
+# most of them with a number. By now most of them have been measured, in nine chapters. Here they stand side
+# by side, each with its verdict; and what no chapter has touched yet is measured: how the adapted models
+# compare with native ones 原生模型, how translated instructions read, what bias goes into a model, and how
+# training goes wrong.
+
+# %% [markdown]
+# ## What you will be able to do
+#
+# - **look up** any claim, what it rests on, and what settles it
+# - **read** an architecture 架构 out of a config, and not out of an article
+# - **measure** translationese 翻译腔 with rates and intervals
+# - **score** a bias probe 偏见探针, and **say** what it cannot show
+# - **provoke** three kinds of unstable training 训练不稳定, and **cure** them
+# - **decide** when adapting a Western model still makes sense
+
+# %% [markdown]
+# Time and memory of this chapter, measured when it was last built. It downloads nothing new.
+
+# %% tags=["chapter-card"]
+from chinese_llama_lab import chapter_card
+
+chapter_card("10")
+
+# %%
+import json
+
+from matplotlib import pyplot as plt
+
+import chinese_llama_lab as lab
+from chinese_llama_lab import plots, results
+from chinese_llama_lab.claims import VERDICTS, ClaimBrowser, load_claims, table
+from chinese_llama_lab.limits.architecture import describe, published_configs
+from chinese_llama_lab.limits.bias import probe
+from chinese_llama_lab.limits.bias_pairs import read_pairs
+from chinese_llama_lab.limits.bias_summary import compare as compare_bias
+from chinese_llama_lab.limits.bias_summary import summarize
+from chinese_llama_lab.limits.native import licence_table, scores
+from chinese_llama_lab.limits.translationese import MARKS, find, measure, separating
+from chinese_llama_lab.paths import data_dir
+from chinese_llama_lab.profiles import current_profile
+from chinese_llama_lab.sources.corpora import instruction_rows, load_corpus
+from chinese_llama_lab.sources.models import load_base
+from chinese_llama_lab.tokenization.fertility import compare
+from chinese_llama_lab.tokenization.registry import open_tokenizer
+
+session = lab.setup(seed=0, chapter="10", torch=True)
+profile = current_profile()
+
+# %% [markdown]
+# ## 1. The ledger
+#
+# `data/claims.csv` has one row a claim: who made it, what the primary sources 一手来源 say, what this
+# repository measured and in which row of `results/` it stands, and a verdict with one sentence why. A test
+# follows every pointer: a verdict that its row does not bear out fails the build.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+claims = load_claims()
+ledger = table()
+print(ledger.summary)
+topics = sorted({claim.topic for claim in claims})
+print(f"{len(topics)} topics: {', '.join(topics)}")
+
+# %% [markdown]
+# In a live notebook the next cell has dials for verdict and topic, and a field to search in. On a saved page
+# they are gone, and the table that follows it is the one to read.
+
+# %%
+browser = ClaimBrowser(verdict="refuted")
+browser.box
+
+# %%
+table(verdict="refuted")
+
+# %%
+counted = {
+    topic: {verdict: sum(c.topic == topic and c.verdict == verdict for c in claims) for verdict in VERDICTS}
+    for topic in topics
+}
+plots.plot_stacks(
+    {topic: {v: n for v, n in row.items() if n} for topic, row in counted.items()},
+    title=f"{ledger.counts['refuted']} of {len(claims)} claims are refuted, "
+    f"{ledger.counts['confirmed']} confirmed as they stand",
+    xlabel="claims",
+)
+plt.show()
+
+# %% [markdown]
+# What is *partly* true is often the most instructive: a true sentence with a wrong number, or a number that
+# is right for another model.
+
+# %%
+table(verdict="partly", search="GB")
+
+# %% [markdown]
+# **Exercise 10.1.** "The fork scores roughly 40 % lower than native models." Between two scores there are
+# two distances: in points, and relative to the higher score. Write `gaps(fork, native)`, which returns both:
+# points, and percent below.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+gaps = ...
+lab.check("10.1", gaps)
+
+
+# %% tags=["solution"]
+def gaps(fork, native):
+    return native - fork, 100 * (native - fork) / native
+
+
+# %% tags=["wrong-solution"]
+def gaps(fork, native):
+    return native - fork, native - fork
+
+
+# %% tags=["wrong-solution"]
+def gaps(fork, native):
+    return native - fork, 100 * (native - fork) / fork
+
+
+# %% [markdown]
+# ## 2. Adapted against native: tokenizers
+#
+# The first reason to adapt a vocabulary was that LLaMA spells Chinese in pieces of characters. How do the
+# vocabularies stand today? All of these are measured here, on the same held-out news 新闻:
+
+# %%
+news = load_corpus("peoples-daily").chinese_punctuation().split("held-out")
+adapted = load_base("smollm2-zh").tokenizer
+opened = {name: open_tokenizer(name) for name in profile["claims_tokenizers"]}
+measured = compare(
+    [*opened.values(), adapted],
+    news.take(profile["claims_documents"]),
+    resamples=profile["bootstrap_resamples"],
+    coverage=False,
+)
+rows = []
+for name, one in zip([*opened, "smollm2-zh"], measured, strict=True):
+    low, high = one.interval
+    size = len(adapted) if name == "smollm2-zh" else opened[name].vocab_size
+    rows.append(
+        {
+            "tokenizer": name,
+            "vocabulary": size,
+            "tokens_per_character": one.tokens_per_character,
+            "low": low,
+            "high": high,
+        }
+    )
+tokenizers = results.save("10_tokenizers", rows, seed=0)
+tokenizers
+
+# %%
+kinds = {"smollm2-zh": "adapted here", "smollm2": "English", "llama": "English", "gpt-2": "English"}
+figure, axes = plt.subplots(layout="constrained")
+for row in tokenizers.rows:
+    kind = kinds.get(row["tokenizer"], "multilingual or Chinese")
+    colour = plots.PALETTE[["English", "adapted here", "multilingual or Chinese"].index(kind)]
+    axes.scatter(row["vocabulary"], row["tokens_per_character"], color=colour, s=30)
+    place = (row["vocabulary"], row["tokens_per_character"])
+    axes.annotate(row["tokenizer"], place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+axes.set(xscale="log", xlabel="size of the vocabulary", ylabel="tokens per character, news", ylim=(0, None))
+axes.set_title("A few thousand Chinese tokens do most of what a large vocabulary does")
+plt.show()
+
+# %% [markdown]
+# A vocabulary of 150,000 and more, such as Qwen's, is shorter still, and costs a larger embedding. Since
+# Llama-3 an English model already brings most of it: there the first reason to adapt has shrunk.
+
+# %% [markdown]
+# ## 3. Adapted against native: published scores
+#
+# None of this can be measured here, so it is quoted, with its source. Every score below is on C-Eval with 5
+# shots, from several groups; a model has several scores where several groups measured it. The distance
+# between two groups' figures for *one* model is the least error that one should allow for.
+
+# %%
+published = scores(shots=5)
+order = list(dict.fromkeys(score.model for score in published))
+colours = dict(zip(("native", "western", "adapted"), plots.PALETTE, strict=False))
+figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
+for kind, colour in colours.items():
+    points = [(s.score, order.index(s.model)) for s in published if s.kind == kind]
+    marker = plots.MARKERS[list(colours).index(kind)]
+    axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=28, label=kind)
+axes.axvline(25, color="#555555", linewidth=0.9, linestyle="--")
+axes.set_yticks(range(len(order)), order)
+axes.invert_yaxis()
+axes.set(xlabel="C-Eval, 5-shot, percent; the dashed line is chance", xlim=(20, 80))
+axes.set_title("Native models of 2023 stand above every adapted LLaMA of their size")
+axes.legend(fontsize=8, loc="lower right")
+plt.show()
+
+# %%
+for score in published:
+    split = score.split or "split not stated"
+    print(f"{score.model:<28}{score.score:5.1f}  {split:<17} {score.reported_by:<10} {score.source}")
+
+# %% [markdown]
+# Two things are easily overlooked. A base that was better to begin with (Llama-3-8B) gains *nothing* from
+# adaptation on this test. And a native model of 7B reads several times the Chinese text that an adapted one
+# was given: the comparison is one of data, not of methods.
+
+# %% [markdown]
+# ### Licences
+#
+# What a licence allows is a fact about a text, and it changes with each release. Read the text before you
+# ship something; this table says where it was found, and whether it was read.
+
+# %%
+licences = licence_table()
+results.table("licences", licences)
+
+# %% [markdown]
+# ## 4. Architecture, read from configs
+#
+# "LLaMA v1 lacks GQA and SwiGLU." A config settles such a claim in a second: it says how many heads 注意力头
+# there are, how many of keys and values, and what the MLP looks like.
+
+# %%
+described = {name: describe(config) for name, config in published_configs().items()}
+shapes = [
+    {
+        "model": name,
+        "attention": one.attention,
+        "heads": one.heads,
+        "kv_heads": one.kv_heads,
+        "mlp": one.mlp,
+        "rope_theta": one.rope_theta,
+        "context": one.context,
+        "cache_kib_per_token": one.cache_bytes_per_token / 1024,
+    }
+    for name, one in described.items()
+]
+results.save("10_architectures", shapes, seed=0)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+llama = described["LLaMA-7B"]
+print(f"LLaMA-7B: {llama.attention}, {llama.heads} heads and {llama.kv_heads} of keys and values")
+print(f"its MLP: {llama.mlp}; inner width {llama.inner}, 8/3 of {llama.width} rounded up to 256")
+
+# %% [markdown]
+# So one half is right: LLaMA v1 has no GQA, and pays for it in the KV cache (chapter 08). The other is
+# wrong: SwiGLU is one of the three things its paper lists as changed, and the three matrices of the MLP that
+# LoRA reaches (chapter 04) are its gate, its up and its down. Native models of the same year, Qwen-7B and
+# DeepSeek-LLM-7B, have no GQA at this size either.
+#
+# **Exercise 10.2.** Write `kind_of(heads, kv_heads)`: `"MHA"` where each head has keys and values of its
+# own, `"MQA"` where all share one, `"GQA"` in between.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+kind_of = ...
+lab.check("10.2", kind_of)
+
+
+# %% tags=["solution"]
+def kind_of(heads, kv_heads):
+    return "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
+
+
+# %% tags=["wrong-solution"]
+def kind_of(heads, kv_heads):
+    return "GQA" if kv_heads < heads else "MHA"
+
+
+# %% [markdown]
+# ## 5. Translationese
+#
+# The instructions of the recipe were translated from English by a machine. Does one notice? Opinions differ;
+# rates do not. Six marks 特征 are counted by rule, without a parser, so that everybody counts the same:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for mark in MARKS:
+    print(f"{mark.name:<16} {mark.of}")
+print(find("articles", "写一个关于一位老师的故事，并给出一种不同的结局。"))
+print(find("的-chains", "这是我的朋友的母亲的房子，很大。"))
+
+# %% [markdown]
+# Kinds of text differ by themselves: a report has longer sentences than a request. So the translated
+# instructions 翻译指令 are put beside instructions that were written in Chinese for this course, and the
+# answers (which a model wrote in Chinese, after a translated question) beside the course's answers. News,
+# reviews and web text show how far kinds differ anyway.
+
+# %%
+alpaca = instruction_rows()
+own = [
+    json.loads(line) for line in (data_dir() / "instructions.jsonl").read_text(encoding="utf-8").splitlines()
+]
+texts = {
+    "instructions, translated": [f"{row['instruction']}\n{row['input']}" for row in alpaca],
+    "instructions, written in Chinese": [f"{row['instruction']}\n{row['input']}" for row in own],
+    "answers to translated ones": [row["output"] for row in alpaca],
+    "answers, written in Chinese": [row["output"] for row in own],
+}
+for name in ("peoples-daily", "reviews", "modern"):
+    corpus = load_corpus(name).chinese_punctuation().sample(profile["claims_documents"])
+    texts[name] = [document.text for document in corpus]
+marks = measure(texts, resamples=profile["bootstrap_resamples"])
+translationese = results.save("10_translationese", marks, seed=0)
+
+# %%
+figure, panels = plt.subplots(2, 3, figsize=(9.5, 5.6), layout="constrained", sharey=True)
+for axes, mark in zip(panels.flat, MARKS, strict=True):
+    for place, kind in enumerate(texts):
+        row = next(r for r in marks if (r["kind"], r["mark"]) == (kind, mark.name))
+        reach = [[max(0, row["rate"] - row["low"])], [max(0, row["high"] - row["rate"])]]
+        colour = plots.PALETTE[1 if "translated" in kind else 0]
+        axes.errorbar(row["rate"], place, xerr=reach, fmt="o", color=colour, markersize=4)
+    axes.set_title(mark.name, fontsize=9)
+    axes.set_xlabel(mark.of, fontsize=6.5)
+    axes.set_xlim(left=0)
+panels[0, 0].set_yticks(range(len(texts)), list(texts), fontsize=7)
+panels[0, 0].invert_yaxis()
+figure.suptitle("What marks a translated instruction is the article: 一个, 一种", x=0.01, ha="left")
+plt.show()
+
+# %%
+for row in separating(marks, "instructions, translated"):
+    if row["kind"] == "instructions, written in Chinese":
+        apart = "intervals apart" if row["apart"] else "intervals overlap"
+        print(f"{row['mark']:<16} {row['ratio']:5.1f} times the rate; {apart}")
+
+# %% [markdown]
+# English needs an article where Chinese needs none, and a translator carries it over. That is the mark that
+# stands out, against every other kind of text. Passives and pronouns, which textbooks name first, say less.
+# A few of the translated instructions, those with the most articles for their length:
+
+# %%
+ranked = sorted(texts["instructions, translated"], key=lambda t: len(find("articles", t)) / (len(t) + 20))
+for text in ranked[-5:]:
+    print(text.strip().replace("\n", " ")[:110])
+
+# %% [markdown]
+# What this does not show: that a model trained on such rows writes like them, or worse. The rows here are a
+# published sample of the kind, not the rows of the recipe itself, which are not in any package.
+#
+# **Exercise 10.3.** Write `rate(text)`: how often `一个` stands in a text, per 1,000 Han characters 汉字
+# (those from `一` to `龥`). A text without any has the rate 0.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+rate = ...
+lab.check("10.3", rate)
+
+
+# %% tags=["solution"]
+def rate(text):
+    han = sum("一" <= character <= "龥" for character in text)
+    return 1000 * text.count("一个") / han if han else 0.0
+
+
+# %% tags=["wrong-solution"]
+def rate(text):
+    return 1000 * text.count("一个") / len(text)
+
+
+# %% tags=["wrong-solution"]
+def rate(text):
+    han = sum("一" <= character <= "龥" for character in text)
+    return text.count("一个") / han if han else 0.0
+
+
+# %% [markdown]
+# ## 6. Bias probes
+#
+# "No evaluation of bias is provided." This project wrote a small one: pairs of sentences that differ in one
+# word, so that one follows a stereotype 刻板印象 and the other does not. The score of a pair is how much
+# likelier the model finds the first, in nats. In each couple of pairs the words change sides, so that a
+# common word cancels. Three kinds are about people; the fourth is a *control* 对照: true against false
+# statements, to see whether the model reads the language at all.
+
+# %%
+pairs = read_pairs()
+chosen = [pair for pair in pairs if int(pair.couple.split("-")[-1]) <= profile["claims_couples"]]
+print(f"{len(pairs)} pairs, {len(chosen)} scored here")
+for pair in chosen[:2] + [p for p in chosen if p.language == "en"][:2]:
+    print(f"{pair.language} {pair.kind:<12} {pair.text_a}  |  {pair.text_b}")
+
+# %%
+probed, summaries = {}, []
+for name in ("smollm2", "smollm2-zh"):
+    model, tokenizer = load_base(name)
+    probed[name] = probe(model, tokenizer, chosen)
+    summaries += [{"model": name, **row} for row in summarize(probed[name])]
+    del model
+bias = results.save("10_bias", summaries, seed=0)
+change = compare_bias(probed["smollm2"], probed["smollm2-zh"])
+results.save("10_bias_change", change, seed=0)
+
+# %%
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+kinds = list(dict.fromkeys(row["kind"] for row in summaries))
+for axes, language in zip(panels, ("zh", "en"), strict=True):
+    for place, name in enumerate(("smollm2", "smollm2-zh")):
+        these = [r for r in summaries if (r["model"], r["language"]) == (name, language)]
+        rows = [kinds.index(r["kind"]) + (place - 0.5) * 0.25 for r in these]
+        reach = [[r["mean"] - r["low"] for r in these], [r["high"] - r["mean"] for r in these]]
+        marker, colour = plots.MARKERS[place], plots.PALETTE[place]
+        axes.errorbar([r["mean"] for r in these], rows, reach, None, marker, color=colour, label=name)
+    axes.axvline(0, color="#555555", linewidth=0.9, linestyle="--")
+    axes.set(title={"zh": "Chinese", "en": "English"}[language], xlabel="nats a pair, 95 % interval")
+panels[0].set_yticks(range(len(kinds)), kinds)
+panels[0].invert_yaxis()
+panels[1].legend(fontsize=8)
+figure.suptitle("Adaptation teaches to read Chinese (control); look there before the rest", x=0.01, ha="left")
+plt.show()
+
+# %%
+results.load("10_bias_change")
+
+# %% [markdown]
+# How to read this. A model that cannot read a language finds nothing likelier than anything else: its zeros
+# are no fairness. So a change of the three kinds means something only beside a change of the control. And
+# what such probes cannot show, in any case:
+#
+# - how a model behaves when it is asked something: they read likelihoods, and no answers
+# - how biased it is in all: somebody chose these stereotypes, and others would be as good
+# - that one language is fairer than another: the sentences are no translations of each other
+
+# %% [markdown]
+# ## 7. Unstable training, provoked and cured
+#
+# INSTABILITY
+
+# %% [markdown]
+# ## 8. When would you still adapt a Western model?
+#
+# The ledger does not say "never". It says what has to be true:
+#
+# - **The licence decides.** A native model's terms do not suit you, and the Western one's do (section 3).
+# - **The base is much better at something else**, code or English say, and a few percent of its training in
+#   Chinese are enough for your purpose; replay 回放 keeps the rest (chapter 04).
+# - **You study adaptation itself.** Then the small, complete recipe of this course is the cheaper subject.
+# - **Your language is not Chinese.** For a language without strong native models everything here applies as
+#   it did to Chinese in 2023, and the vocabulary is the first thing to measure (chapter 01).
+#
+# If none of these holds, take a native model, and spend the GPU hours on instructions 指令 and evaluation. If
+# one does: measure tokens per character before extending a vocabulary, keep English in the mix, start new
+# rows from old ones, and publish intervals with the scores.
+
+# %% [markdown]
+# ## What we measured
+
+# %%
+results.load("10_tokenizers")
+
+# %%
+results.load("10_translationese").only("kind", "mark", "rate", "low", "high")
+
+# %%
+results.load("10_bias").only("model", "language", "kind", "pairs", "mean", "low", "high")
+
+# %%
+results.load("10_instability")
+
+# %% [markdown]
+# ## What can go wrong
+#
+# - *Comparing scores of different splits, shots or groups.* Two groups differ by several points on one model.
+# - *Quoting a secondary source.* Half of the refuted scores are right for another model or another test.
+# - *Calling a difference of kinds translationese.* Compare instructions with instructions.
+# - *Taking a bias score for a property of the model.* It is one of the model and of the chosen pairs.
+# - *Raising the learning rate until it breaks, then clipping.* Clipping hides spikes; the rate was wrong.
+
+# %% [markdown]
+# ## Where this came from
+#
+# - the recipe and its results: [Chinese-LLaMA-Alpaca](https://github.com/ymcui/Chinese-LLaMA-Alpaca), [arXiv
+#   2304.08177](https://arxiv.org/abs/2304.08177); LLaMA: [arXiv 2302.13971](https://arxiv.org/abs/2302.13971)
+# - grouped-query attention: [arXiv 2305.13245](https://arxiv.org/abs/2305.13245); SwiGLU: [arXiv
+#   2002.05202](https://arxiv.org/abs/2002.05202)
+# - minimal pairs: CrowS-Pairs, [arXiv 2010.00133](https://arxiv.org/abs/2010.00133), whose data is not used
+#   here; objections to such sets: Blodgett et al., ACL 2021
+# - scores, configs and licences: the sources named in `data/native_scores.csv`, `data/native_configs.json`
+#   and `data/native_models.csv`, row by row
+#
+# **Next:** [11 Scaling up](11_scaling_up.ipynb) 扩大规模: the same functions on larger models and more text.
