@@ -1,0 +1,185 @@
+"""The shipped Chinese model beside SmolLM2 as it came: bits per character, tokens, speed, and what it writes.
+
+    python benchmarks/zh_model.py [--model NAME_OR_FOLDER] [--instruct NAME_OR_FOLDER] [--characters N] [--save]
+
+- bits per character of held-out texts (documents of which nothing was trained on; `modern` and
+  `three-kingdoms` are kinds of text that smollm2-zh never saw), with an interval over documents; each model
+  reads the same characters in its own tokens;
+- tokens per character; characters a second of greedy decoding, fp32, two engines;
+- greedy continuations of ten fixed prompts, and answers to twenty fixed questions, as they come.
+
+A quarter of an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from chinese_llama_lab import results
+from chinese_llama_lab.paths import committed_results_dir
+from chinese_llama_lab.quiet import quiet_libraries
+
+# Text → (kind, language, whether smollm2-zh was trained on other documents of it)
+TEXTS = {
+    "peoples-daily": ("news of 1998", "zh", True),
+    "reviews": ("reviews", "zh", True),
+    "modern": ("web news and notices", "zh", False),
+    "three-kingdoms": ("a novel of the 14th century", "zh", False),
+    "c4-en": ("web text", "en", True),
+    "wikipedia-en": ("encyclopedia", "en", True),
+}
+LONGEST = 700  # characters of a document
+CONTINUED = (
+    "中国的首都是",
+    "春天来了，",
+    "据新华社北京电，",
+    "这家酒店的服务",
+    "国务院总理今天上午",
+    "学习一门新的语言，最重要的是",
+    "他推开门，看见",
+    "改革开放以来，",
+    "这本书讲的是",
+    "The capital of France is",
+)
+ASKED = (
+    "中国的首都是哪里？",
+    "一年有几个季节？请列出来。",
+    "请用一句话介绍长城。",
+    "3 加 5 等于多少？",
+    "把“我喜欢读书”翻译成英文。",
+    "为什么天空是蓝色的？",
+    "请给一家小面馆起一个名字。",
+    "怎样才能睡得更好？给出三条建议。",
+    "请写一句祝贺朋友生日的话。",
+    "水的化学式是什么？",
+    "请把下面的句子改得更礼貌：把门关上。",
+    "《红楼梦》的作者是谁？",
+    "请用“虽然……但是……”造一个句子。",
+    "早上见到老师应该说什么？",
+    "请列出三种水果。",
+    "判断这句话的感情是正面还是负面：这部电影太无聊了。",
+    "下雨天出门应该带什么？",
+    "请写一首关于秋天的短诗。",
+    "电脑突然很慢，应该怎么办？",
+    "What is the capital of Japan?",
+)
+
+
+def held_out(name: str, characters: int) -> list[str]:
+    """Held-out documents, cut short, until there are enough characters."""
+    from chinese_llama_lab.sources.corpora import load_corpus
+
+    chosen: list[str] = []
+    for document in load_corpus(name).chinese_punctuation().split("held-out").sample(1000):
+        if sum(map(len, chosen)) >= characters:
+            break
+        chosen.append(document.text[:LONGEST])
+    return chosen
+
+
+def bits_rows(name: str, model: Any, tokenizer: Any, texts: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Bits and tokens per character of each text; the interval is over documents, by bootstrap."""
+    import numpy as np
+
+    from chinese_llama_lab.training.metrics import bits_per_character
+
+    rows = []
+    for text, documents in texts.items():
+        each = [bits_per_character(model, tokenizer, [document]) for document in documents]
+        counts = np.asarray([(one.nats / np.log(2), one.tokens, one.characters) for one in each])
+        picks = np.random.default_rng(0).integers(len(each), size=(2000, len(each)))
+        sums = counts[picks].sum(axis=1)
+        low, high = np.quantile(sums[:, 0] / sums[:, 2], [0.025, 0.975])
+        bits, tokens, characters = counts.sum(axis=0)
+        kind, language, trained = TEXTS[text]
+        rows.append(
+            {
+                "model": name,
+                "text": text,
+                "kind": kind,
+                "language": language,
+                "kind_trained_on": trained,
+                "documents": len(documents),
+                "characters": int(characters),
+                "tokens_per_character": round(tokens / characters, 4),
+                "bits_per_character": round(bits / characters, 4),
+                "low": round(float(low), 4),
+                "high": round(float(high), 4),
+            }
+        )
+        print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def speed_rows(name: str, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    """Greedy decoding of one sequence."""
+    from chinese_llama_lab.inference.speed import measure_speed
+
+    rows = []
+    for engine in ("generate", "fast"):
+        row = measure_speed(model, tokenizer, engine_name=engine, new_tokens=48, repeats=5, name=name).rows[0]
+        rows.append(
+            {
+                "model": name,
+                "engine": engine,
+                "tokens_per_second": round(row.decode.rate, 2),
+                "slowest": round(row.decode.slowest, 2),
+                "fastest": round(row.decode.fastest, 2),
+                "characters_per_token": round(row.characters_per_token, 4),
+                "characters_per_second": round(row.decode.rate * row.characters_per_token, 2),
+            }
+        )
+        print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def written_rows(name: str, model: Any, tokenizer: Any, prompts: Any, template: Any) -> list[dict[str, Any]]:
+    """What a model writes, greedily; `stream_answer` divides repeated tokens' logits by 1.1."""
+    from chinese_llama_lab.training.generate import stream_answer
+
+    rows = []
+    for prompt in prompts:
+        said = "".join(stream_answer(model, tokenizer, prompt, template=template, max_new_tokens=60))
+        rows.append({"model": name, "prompt": prompt, "written": said})
+        print(f"{name} | {prompt} | {said}", flush=True)
+    return rows
+
+
+def main() -> int:
+    """Print one line a row; with --save write four tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="smollm2-zh")
+    parser.add_argument("--instruct", default="smollm2-zh-instruct")
+    parser.add_argument("--characters", type=int, default=30_000, help="of each text (default: 30000)")
+    parser.add_argument("--save", action="store_true", help="write results/zh_*.csv")
+    options = parser.parse_args()
+    quiet_libraries()
+    from chinese_llama_lab.sources.models import load_base
+
+    texts = {name: held_out(name, options.characters) for name in TEXTS}
+    bits, speed, continued, answers = [], [], [], []
+    for name, place in (("smollm2", "smollm2"), ("smollm2-zh", options.model)):
+        model, tokenizer = load_base(place)
+        bits += bits_rows(name, model, tokenizer, texts)
+        speed += speed_rows(name, model, tokenizer)
+        continued += written_rows(name, model, tokenizer, CONTINUED, None)
+    for name, place in (("smollm2", "smollm2"), ("smollm2-zh-instruct", options.instruct)):
+        model, tokenizer = load_base(place)
+        answers += written_rows(name, model, tokenizer, ASKED, "chat")
+    before = {row["text"]: row["bits_per_character"] for row in bits if row["model"] == "smollm2"}
+    for row in bits:
+        row["against_smollm2"] = round(row["bits_per_character"] / before[row["text"]] - 1, 4)
+        if row["model"] != "smollm2":
+            print(f"{row['text']}: {row['against_smollm2']:+.1%}")
+    if options.save:
+        os.environ["LAB_RESULTS_DIR"] = str(committed_results_dir())
+        tables = {"zh_model": bits, "zh_speed": speed, "zh_continuations": continued, "zh_answers": answers}
+        for name, rows in tables.items():
+            results.save(name, rows, seed=0)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
