@@ -1,6 +1,6 @@
 """The shipped Chinese model beside SmolLM2 as it came: bits per character, tokens, speed, and what it writes.
 
-    python benchmarks/zh_model.py [--model NAME_OR_FOLDER] [--instruct NAME_OR_FOLDER] [--characters N] [--save]
+    python benchmarks/zh_model.py [--model NAME_OR_FOLDER] [--instruct NAME_OR_FOLDER] [--save]
 
 - bits per character of held-out texts (documents of which nothing was trained on; `modern` and
   `three-kingdoms` are kinds of text that smollm2-zh never saw), with an interval over documents; each model
@@ -119,7 +119,9 @@ def speed_rows(name: str, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
 
     rows = []
     for engine in ("generate", "fast"):
-        row = measure_speed(model, tokenizer, engine_name=engine, new_tokens=48, repeats=5, name=name).rows[0]
+        row = measure_speed(
+            model, tokenizer, engine_name=engine, new_tokens=48, repeats=5, name=name
+        ).measured[0]
         rows.append(
             {
                 "model": name,
