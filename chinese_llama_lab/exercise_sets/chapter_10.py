@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chinese_llama_lab.exercises import Case, Verdict, exercise, expect_function
+from chinese_llama_lab.exercises import Case, Verdict, exercise, expect_close, expect_function
 
 _GAPS = [
     Case((fork, native), (native - fork, 100 * (native - fork) / native), why)
@@ -92,4 +92,50 @@ def _(answer: Any) -> Verdict:
         },
         tolerance=1e-6,
         praise="a rate can be compared between texts of any length",
+    )
+
+
+_BATCHES = [
+    Case(([12.0, 0.0], [6, 0]), 2.0, "one row without labels"),
+    Case(([6.0, 9.0], [2, 6]), 1.875, "rows of 2 and 6 labels"),
+    Case(([0.0, 0.0], [0, 0]), 0.0, "no label at all"),
+]
+
+
+@exercise(
+    "10.5",
+    hint="add up all the losses first, and all the labels; divide once, if there is anything to divide by",
+)
+def _(answer: Any) -> Verdict:
+    return expect_function(
+        answer,
+        _BATCHES,
+        mistakes={
+            "the row without labels counts as a row of loss 0, and halves the mean": lambda sums, labels: (
+                sum(s / max(n, 1) for s, n in zip(sums, labels, strict=True)) / len(labels)
+            ),
+            "that divides by the rows, not by their labels": lambda sums, labels: sum(sums) / len(sums),
+            "a mean of means: a label in a short row would weigh more than one in a long row": (
+                lambda sums, labels: (
+                    sum(s / n for s, n in zip(sums, labels, strict=True) if n)
+                    / max(sum(n > 0 for n in labels), 1)
+                )
+            ),
+        },
+        praise="one division for the whole batch, and none by zero",
+    )
+
+
+@exercise("10.4", hint="Adam's first step is rate · g / √(g²): put g/50 in both places")
+def _(answer: Any) -> Verdict:
+    return expect_close(
+        answer,
+        1.0,
+        1e-6,
+        why={
+            1
+            / 50: "that is SGD's; Adam divides by the size of its gradients, which shrinks by the same factor",
+            50.0: "the root of the squares shrinks 50 times, and so does the gradient above it",
+        },
+        praise="which is why clipping does not mend a rate that is too high",
     )

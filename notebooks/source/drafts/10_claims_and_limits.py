@@ -30,6 +30,7 @@ chapter_card("10")
 # %%
 import json
 
+import torch
 from matplotlib import pyplot as plt
 
 import chinese_llama_lab as lab
@@ -48,6 +49,19 @@ from chinese_llama_lab.sources.corpora import instruction_rows, load_corpus
 from chinese_llama_lab.sources.models import load_base
 from chinese_llama_lab.tokenization.fertility import compare
 from chinese_llama_lab.tokenization.registry import open_tokenizer
+from chinese_llama_lab.training.half_precision import (
+    gradient_underflow,
+    largest_activations,
+    losses_by_dtype,
+    pitfalls,
+    widened,
+)
+from chinese_llama_lab.training.instability import Setting, sweep, verdicts
+from chinese_llama_lab.training.lora import add_lora
+from chinese_llama_lab.training.masked_rows import masked_attention, masked_rows
+from chinese_llama_lab.training.packing import pack
+from chinese_llama_lab.training.precision import weights_dtype
+from chinese_llama_lab.training.recipe import load_recipe
 
 session = lab.setup(seed=0, chapter="10", torch=True)
 profile = current_profile()
@@ -429,7 +443,205 @@ results.load("10_bias_change")
 # %% [markdown]
 # ## 7. Unstable training, provoked and cured
 #
-# INSTABILITY
+# "Training is unstable on some data sets" is a sentence that nobody can check. Three causes have
+# names, and each can be had on purpose: a learning rate 学习率 that is too high, numbers that
+# float16 cannot hold 溢出, and rows with nothing to learn from. We break a run in each way, and
+# then mend it.
+#
+# First the rate. LoRA of rank 8, short Chinese batches, every run from the same weights over the
+# same text. Batches differ in difficulty, so each loss is compared with that of the **untrained**
+# model on the same batch: below zero the run has learnt.
+
+# %%
+recipe = load_recipe("smollm2-zh").replace(rank=8)
+model, tokenizer = load_base("smollm2", dtype=weights_dtype(recipe))
+steps, length = profile["unstable_steps"], profile["unstable_tokens"]
+texts = load_corpus("peoples-daily").chinese_punctuation().split("train").take(80).texts()
+blocks = pack(texts, tokenizer, length, tokens=steps * length)
+batches = [torch.tensor([blocks.block_ids(n)]) for n in range(steps)]
+adapted = add_lora(model, recipe)
+settings = [
+    Setting("0.002, the course's", 2e-3),
+    Setting("0.01", 1e-2),
+    Setting("0.01, clipped at 1", 1e-2, max_grad_norm=1.0),
+    Setting("0.01, warm-up over half", 1e-2, warmup=steps // 2),
+]
+rows = sweep(adapted, batches, settings)
+for row in verdicts(rows):
+    print(row)
+
+# %% [markdown]
+# Three usual cures, and they do not do the same. A lower rate is a cure. Warm-up 预热 softens the
+# first steps, where Adam has seen too few gradients to know their size; it helps a rate that is a
+# little too high, and postpones the end of one that is far too high: watch the last points of its
+# line, where the whole rate is reached. Clipping 梯度裁剪 does next to nothing here. Adam divides
+# by the size of the gradients, so a gradient that is always scaled down gives the same step.
+
+# %%
+plots.plot_lines(
+    {
+        setting.name: tuple(
+            zip(*[(r["step"], r["above"]) for r in rows if r["run"] == setting.name and r["above"] != ""])
+        )
+        for setting in settings
+    },
+    title=f"Of four runs, {sum(v['verdict'] == 'learns' for v in verdicts(rows))} learn",
+    xlabel="optimizer step",
+    ylabel="nats per token above the untrained model",
+    yscale="symlog",
+)
+plt.show()
+
+# %% [markdown]
+# *Alternative text:* four lines of loss above the untrained model over the steps, on a scale that
+# is linear near zero. The course's rate stays below zero; the high rate leaves zero at once, with
+# clipping as without; with warm-up it leaves later.
+#
+# What is clipping for, then? For **one** batch that pulls much harder than its neighbours. The
+# third batch of the next two runs has its loss multiplied by 1,000. Adam takes no wild step: it
+# remembers the square of that gradient, with β₂ = 0.999 for about 1/(1 − β₂) = 1,000 steps, and all
+# others look small beside it. The run has gone deaf.
+
+# %%
+wild = [
+    Setting("one wild batch", 2e-3),
+    Setting("one wild batch, clipped at 1", 2e-3, max_grad_norm=1.0),
+]
+rows += sweep(adapted, batches, wild, loss_factors=[1.0, 1.0, 1000.0])
+columns = ["run", "step", "rate", "loss", "above", "gradient", "note"]
+results.save(
+    "10_instability",
+    [{column: row[column] for column in columns} for row in rows],
+    seed=0,
+    model=f"SmolLM2-135M-Instruct, {weights_dtype(recipe)}, LoRA rank 8, {length} tokens a step",
+)
+results.save("10_instability_verdicts", verdicts(rows), seed=0, model="SmolLM2-135M-Instruct")
+
+# %% [markdown]
+# **Exercise 10.4.** Every gradient of a run is multiplied by 1/50, which is what clipping at 1 does to
+# gradients of length 50. SGD's steps become 50 times as short. By what factor are Adam's steps multiplied
+# (leave its tiny ε aside)?
+
+# %%
+# NBVAL_CHECK_OUTPUT
+factor_of_adam = ...
+lab.check("10.4", factor_of_adam)
+
+# %% tags=["solution"]
+factor_of_adam = 1.0
+
+# %% tags=["wrong-solution"]
+factor_of_adam = 1 / 50
+
+# %% tags=["wrong-solution"]
+factor_of_adam = 50
+
+# %% [markdown]
+# ### What float16 cannot hold
+#
+# float16 ends at 65,504. bfloat16 has fewer digits, and the range of float32. How close does
+# SmolLM2 come? In each layer we look for the largest value of the stream that layers pass on, and
+# of the product inside the MLP.
+
+# %%
+wide, tokenizer = load_base("smollm2", dtype="float32")
+ids = batches[0][:, :64]
+activations = largest_activations(wide, ids)
+results.save("10_largest_activations", activations, model="SmolLM2-135M-Instruct, float32")
+most = max(activations, key=lambda row: row["residual"])
+print(
+    f"layer {most['layer']}, token {most['position']}: {most['residual']:,.0f}, "
+    f"{most['of float16']:.0%} of what float16 holds; the median beside it is {most['typical']:.1f}"
+)
+
+# %% [markdown]
+# One number of one token, and very far from its neighbours: such *massive activations* were found
+# in many language models ([arXiv 2402.17762](https://arxiv.org/abs/2402.17762)), often on the
+# first token. It still fits. To see an overflow we write the
+# same function with larger numbers: one layer's `up_proj` times a power of two, its `down_proj`
+# divided by it. In exact arithmetic nothing changes.
+
+# %%
+inside = max(activations, key=lambda row: row["inside"])
+factor = 2.0
+while inside["inside"] * factor < 1.5 * 65504:
+    factor *= 2
+kinds = (torch.bfloat16, torch.float16)
+before = losses_by_dtype(wide, ids, kinds)
+with widened(wide, inside["layer"], factor):
+    after = losses_by_dtype(wide, ids, kinds)
+print(f"layer {inside['layer']}, inner values × {factor:.0f}")
+for kind in before:
+    print(f"{kind:<9} loss {before[kind]:.3f} → {after[kind]:.3f}")
+results.save("10_float16_pitfalls", pitfalls())
+
+# %% [markdown]
+# The cure is the other format, or float32. The table above holds four more traps of float16, one
+# tensor each. Its third row is why mixed precision with float16 scales the loss: gradients below
+# 6·10⁻⁸ are zero. How many is that at the head of this model?
+
+# %%
+with torch.no_grad():
+    logits = wide(input_ids=ids, use_cache=False).logits[0, :-1]
+underflow = gradient_underflow(logits, ids[0, 1:])
+results.save("10_gradient_underflow", underflow, model="SmolLM2-135M-Instruct, float32")
+
+# %% [markdown]
+# Most entries vanish without scaling; they are the smallest, so that little of the sum is lost.
+# `zero` counts them, `kept` weighs them: two figures for one fact, and a heading could be made of
+# either.
+#
+# ### Rows with nothing to learn from
+#
+# Chapter 05 found rows without a single label, in data that were masked first and cut afterwards.
+# Their mean loss is 0/0.
+
+# %%
+found = masked_rows(adapted, torch.cat([batches[0][:, :32], batches[1][:, :32]]))
+results.save("10_masked_rows", found, seed=0, model="SmolLM2-135M-Instruct, LoRA rank 8")
+
+# %%
+results.save("10_masked_attention", masked_attention())
+
+# %% [markdown]
+# Read the first table by its last column. A mean written by hand sends 0/0 back into every weight,
+# and the run is lost after one step. PyTorch's own mean is milder: the loss in the log is NaN, the
+# gradient is not. A NaN on the validation curve, as in the report on the original, need not mean a
+# broken model. Dividing by the labels of the **whole batch** has no such case, as long as the batch
+# has one label; where it has none, this package's trainer stops before the step, and its data
+# preparation refuses such rows by name.
+#
+# The second table is the same story in attention, for a query that may see no key. Note its third
+# row: a very low number instead of −∞ gives no NaN, and a mean over everything that was to be
+# hidden.
+
+# %% [markdown]
+# **Exercise 10.5.** A batch has two rows. One has 6 labels, whose losses add up to 12 nats; the other has
+# none. Write `batch_loss(row_sums, row_labels)`: the mean loss per label over the whole batch, and 0.0 where
+# no row has any label.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+batch_loss = ...
+lab.check("10.5", batch_loss)
+
+
+# %% tags=["solution"]
+def batch_loss(row_sums, row_labels):
+    labels = sum(row_labels)
+    return sum(row_sums) / labels if labels else 0.0
+
+
+# %% tags=["wrong-solution"]
+def batch_loss(row_sums, row_labels):
+    return sum(s / max(n, 1) for s, n in zip(row_sums, row_labels, strict=True)) / len(row_labels)
+
+
+# %% tags=["wrong-solution"]
+def batch_loss(row_sums, row_labels):
+    means = [s / n for s, n in zip(row_sums, row_labels, strict=True) if n]
+    return sum(means) / len(means) if means else 0.0
+
 
 # %% [markdown]
 # ## 8. When would you still adapt a Western model?
@@ -460,7 +672,7 @@ results.load("10_translationese").only("kind", "mark", "rate", "low", "high")
 results.load("10_bias").only("model", "language", "kind", "pairs", "mean", "low", "high")
 
 # %%
-results.load("10_instability")
+results.load("10_instability_verdicts")
 
 # %% [markdown]
 # ## What can go wrong

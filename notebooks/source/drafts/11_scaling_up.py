@@ -240,9 +240,10 @@ plt.show()
 # ## 4. Several processes
 #
 # Under **DDP** (数据并行) every process holds the whole model and reads other sequences; gradients are
-# averaged. Under **FSDP** (分片数据并行) each holds a part of every weight, and fetches the rest when it needs it: less
-# memory, more traffic. Both give, up to rounding, the losses of one process that reads the same batch. That
-# is not a promise to believe: two CPU processes show it here, on a model of two layers.
+# averaged. Under **FSDP** (分片数据并行) each holds a part of every weight, and fetches the rest when
+# it needs it: less memory, more traffic. Both give, up to rounding, the losses of one process that
+# reads the same batch. That is not a promise to believe: two CPU processes show it here, on a model
+# of two layers.
 
 # %%
 from transformers import LlamaConfig, LlamaForCausalLM

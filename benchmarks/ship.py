@@ -1,0 +1,96 @@
+"""Turn finished runs into what is shipped under `data/adapters/`: small, without paths, with its log.
+
+    python benchmarks/ship.py NAME RUN… [--adapter FOLDER]
+
+NAME is `smollm2-zh` or `smollm2-zh-instruct`; the runs are the stages of its training in order, each started
+from the one before. What is shipped is the adapter of the last (or --adapter, one of its checkpoints), in
+bfloat16; the tokenizer, where the model has new tokens; `run.json` of the last stage; `stages.json`, the
+recipe of each stage and how far it went; and all logs as one. The model card is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from chinese_llama_lab.paths import atomic_folder, data_dir
+from chinese_llama_lab.shipped import SHIPPED
+
+WEIGHTS = "adapter_model.safetensors"
+BY_HAND = ("README.md",)
+
+
+def log_of(run: Path, stage: int, steps: int) -> list[dict[str, Any]]:
+    """Rows of a run's log up to a step, with the number of the stage."""
+    rows = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{"stage": stage, **row} for row in rows if row["step"] <= steps]
+
+
+def last_step(run: Path) -> int:
+    """The step of the newest checkpoint, or of the log's end."""
+    kept = sorted((run / "checkpoints").glob("step-*"))
+    if (run / "adapter").is_dir() or not kept:
+        return int(json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"])
+    return int(kept[-1].name.removeprefix("step-"))
+
+
+def write(folder: Path, name: str, runs: list[Path], adapter: Path) -> None:
+    """All files but those that are written by hand."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({key: value.to(torch.bfloat16) for key, value in tensors.items()}, folder / WEIGHTS)
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = SHIPPED[name]
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(runs[-1] / "run.json", folder / "run.json")
+    steps = [last_step(run) for run in runs[:-1]]
+    number = adapter.name.removeprefix("step-")
+    steps.append(int(number) if number.isdigit() else last_step(runs[-1]))
+    stages, rows = [], []
+    for stage, (run, done) in enumerate(zip(runs, steps, strict=True), 1):
+        about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        stages.append(
+            {
+                "stage": stage,
+                "steps_done": done,
+                **{k: about.get(k) for k in ("starts_from", "data", "recipe")},
+            }
+        )
+        rows += log_of(run, stage, done)
+    (folder / "stages.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> int:
+    """Write the folder anew and print what is in it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("name", choices=list(SHIPPED))
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="a checkpoint of the last run")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the extended base")
+    options = parser.parse_args()
+    target = data_dir() / "adapters" / options.name
+    adapter = options.adapter or options.runs[-1] / "adapter"
+    by_hand = {name: (target / name).read_bytes() for name in BY_HAND if (target / name).is_file()}
+    if target.is_dir():
+        shutil.rmtree(target)
+    with atomic_folder(target) as folder:
+        write(folder, options.name, options.runs, adapter)
+        if options.tokenizer is not None:
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(options.tokenizer).save_pretrained(folder)
+        for name, content in by_hand.items():
+            (folder / name).write_bytes(content)
+    for path in sorted(target.iterdir()):
+        print(f"{path.stat().st_size / 1e6:8.3f} MB  {path.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
