@@ -133,8 +133,7 @@ def _(answer: Any) -> Verdict:
         1.0,
         1e-6,
         why={
-            1
-            / 50: "that is SGD's; Adam divides by the size of its gradients, which shrinks by the same factor",
+            0.02: "that is SGD's; Adam divides by the size of its gradients, which shrinks just as much",
             50.0: "the root of the squares shrinks 50 times, and so does the gradient above it",
         },
         praise="which is why clipping does not mend a rate that is too high",

@@ -478,13 +478,12 @@ for row in verdicts(rows):
 # by the size of the gradients, so a gradient that is always scaled down gives the same step.
 
 # %%
+lines = {}
+for setting in settings:
+    shown = [row for row in rows if row["run"] == setting.name and row["above"] != ""]
+    lines[setting.name] = [row["step"] for row in shown], [row["above"] for row in shown]
 plots.plot_lines(
-    {
-        setting.name: tuple(
-            zip(*[(r["step"], r["above"]) for r in rows if r["run"] == setting.name and r["above"] != ""])
-        )
-        for setting in settings
-    },
+    lines,
     title=f"Of four runs, {sum(v['verdict'] == 'learns' for v in verdicts(rows))} learn",
     xlabel="optimizer step",
     ylabel="nats per token above the untrained model",
@@ -493,10 +492,6 @@ plots.plot_lines(
 plt.show()
 
 # %% [markdown]
-# *Alternative text:* four lines of loss above the untrained model over the steps, on a scale that
-# is linear near zero. The course's rate stays below zero; the high rate leaves zero at once, with
-# clipping as without; with warm-up it leaves later.
-#
 # What is clipping for, then? For **one** batch that pulls much harder than its neighbours. The
 # third batch of the next two runs has its loss multiplied by 1,000. Adam takes no wild step: it
 # remembers the square of that gradient, with β₂ = 0.999 for about 1/(1 − β₂) = 1,000 steps, and all
