@@ -1,4 +1,4 @@
-"""`pretrain`, `finetune`, `merge-adapters` and `generate` from the shell."""
+"""`pretrain`, `finetune`, `merge-adapters` and `generate` from the shell; `shards` has its own file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 from chinese_llama_lab.errors import INTERRUPTED, LabError
 from chinese_llama_lab.toml import parse_settings
+from chinese_llama_lab.training import shard_commands
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the four commands to the command line."""
+    """Add the five commands to the command line."""
+    shard_commands.add_commands(subparsers)
     training = subparsers.add_parser(
         "pretrain",
         help="continued pre-training with LoRA",
@@ -28,6 +30,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     training.add_argument(
         "--corpus", action="append", default=[], metavar="NAME", help="training part of a course text"
+    )
+    training.add_argument(
+        "--shards", type=Path, metavar="FOLDER", help="what `shards` wrote, in place of text"
     )
     training.add_argument(
         "--replay-text", action="append", default=[], type=Path, metavar="FILE", help="English"
@@ -153,15 +158,29 @@ def _pretrain(options: argparse.Namespace) -> int:
     from chinese_llama_lab.training.errors import TrainingStopped
     from chinese_llama_lab.training.pretrain import pretrain
 
-    if not options.text and not options.corpus:
-        raise LabError("there is no text to learn from", remedy="give --text FILE or --corpus NAME")
+    texts = [*options.text, *options.corpus, *options.replay_text, *options.replay_corpus]
+    if options.shards is not None and texts:
+        raise LabError(
+            f"--shards was given, and {texts[0]} beside it",
+            remedy="leave out --text, --corpus and replay: `shards` packs them, replay included",
+        )
+    if options.shards is None and not options.text and not options.corpus:
+        raise LabError(
+            "there is no text to learn from", remedy="give --text FILE, --corpus NAME or --shards FOLDER"
+        )
     recipe = _recipe(options)
     model, tokenizer = _base(options, recipe)
+    if options.shards is None:
+        corpus: Any = _texts(options.text, options.corpus)
+    else:
+        from chinese_llama_lab.training.shard_reading import load_shards
+
+        corpus = load_shards(options.shards, tokenizer)
     try:
         report = pretrain(
             model,
             tokenizer,
-            _texts(options.text, options.corpus),
+            corpus,
             recipe,
             options.out,
             replay=_texts(options.replay_text, options.replay_corpus),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chinese_llama_lab.training.batches import BlockSequences
+from chinese_llama_lab.training.batches import BlockSequences, Sequences
 from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.lora import new_token_ids
 from chinese_llama_lab.training.packing import pack
@@ -35,7 +35,8 @@ def pretrain(
         model: a transformers causal language model, resized to the tokenizer. It is changed: it carries the
             adapter afterwards.
         tokenizer: its tokenizer.
-        corpus: documents: strings, or objects with a `text`.
+        corpus: documents: strings, or objects with a `text`; or the shards of `load_shards`, which hold their
+            replay already.
         recipe: with `task = "pretrain"`; `load_recipe("smollm2-zh")`.
         out: folder of the run: `run.json`, `log.jsonl`, `checkpoints/`, and in the end `adapter/`.
         replay: English documents, for the recipe's `replay_share`.
@@ -52,15 +53,50 @@ def pretrain(
     Returns: RunReport.
 
     Raises:
-        TrainingError: an empty corpus or one shorter than a block; a folder with another run in it; a recipe
-            for a GPU where there is none; a loss or gradient that is no number (with step, documents and the
-            last good checkpoint); a full disk; memory that ran out (with what to lower).
+        TrainingError: an empty corpus or one shorter than a block; shards that were written with other
+            options; a folder with another run in it; a recipe for a GPU where there is none; a loss or
+            gradient that is no number (with step, documents and the last good checkpoint); a full disk;
+            memory that ran out (with what to lower).
         TrainingStopped: Ctrl-C or SIGTERM; a checkpoint was saved.
         VocabularyError: model and tokenizer do not belong together.
     """
     from chinese_llama_lab.training.run import train
 
     check_task(recipe, "pretrain")
+    sequences = _sequences(corpus, tokenizer, recipe, replay)
+    return train(
+        model,
+        tokenizer,
+        sequences,
+        recipe,
+        Path(out),
+        new_tokens=new_token_ids(recipe, tokenizer) if new_tokens is None else new_tokens,
+        held_out=held_out,
+        start_from=start_from,
+        resume=resume,
+        watch=watch,
+        progress=progress,
+    )
+
+
+def _sequences(corpus: Any, tokenizer: Any, recipe: Recipe, replay: Iterable[Any]) -> Sequences:
+    """What the run trains on: blocks packed in memory, or those of shards."""
+    if isinstance(corpus, Sequences):
+        from chinese_llama_lab.training.shard_reading import ShardSequences
+
+        if not isinstance(corpus, ShardSequences):
+            raise TrainingError(
+                f"the corpus is {type(corpus).__name__}",
+                where="corpus",
+                remedy="give documents, or the shards of load_shards",
+            )
+        if next(iter(replay), None) is not None:
+            raise TrainingError(
+                "replay texts were given beside shards, which hold their own",
+                where="replay",
+                remedy="leave them out; write_shards(…, replay=…, replay_share=…) mixes them in",
+            )
+        return corpus.for_run(recipe, tokenizer)
     packed = pack(
         corpus,
         tokenizer,
@@ -72,19 +108,7 @@ def pretrain(
         replay_share=recipe.replay_share,
         tokens=recipe.steps * recipe.batch * recipe.block or None,
     )
-    return train(
-        model,
-        tokenizer,
-        BlockSequences(packed),
-        recipe,
-        Path(out),
-        new_tokens=new_token_ids(recipe, tokenizer) if new_tokens is None else new_tokens,
-        held_out=held_out,
-        start_from=start_from,
-        resume=resume,
-        watch=watch,
-        progress=progress,
-    )
+    return BlockSequences(packed)
 
 
 def check_task(recipe: Recipe, task: str) -> None:

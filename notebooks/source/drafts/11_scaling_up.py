@@ -41,7 +41,8 @@ from chinese_llama_lab.inference.estimate import estimate
 from chinese_llama_lab.profiles import current_profile
 from chinese_llama_lab.sources.corpora import load_corpus
 from chinese_llama_lab.sources.models import load_base
-from chinese_llama_lab.training.cost import flops_per_token, plan_training, tokenization_time, training_time
+from chinese_llama_lab.training.cost import flops_per_token, tokenization_time, training_time
+from chinese_llama_lab.training.plan import plan_training
 from chinese_llama_lab.training.recipe import load_recipe
 from chinese_llama_lab.training.shard_reading import load_shards
 from chinese_llama_lab.training.shards import write_shards
