@@ -216,7 +216,7 @@ throughput = results.load("bench_shards")
 throughput
 
 # %%
-ours = next(row for row in throughput.rows if row["way"] == "shards" and row["workers"] == 1)
+ours = next(row for row in throughput.rows if row["way"] == "write_shards" and row["workers"] == 1)
 speed = ours["megabytes_per_second"]
 hours = {
     f"{gigabytes} GB, {cores} cores": {"hours": tokenization_time(gigabytes, speed, cores)}
