@@ -1,11 +1,13 @@
 """Turn finished runs into what is shipped under `data/adapters/`: small, without paths, with its log.
 
-    python benchmarks/ship.py NAME RUN… [--adapter FOLDER]
+    python benchmarks/ship.py NAME RUN=CORPUS,…|REPLAY,… … [--adapter FOLDER] [--tokenizer FOLDER]
 
 NAME is `smollm2-zh` or `smollm2-zh-instruct`; the runs are the stages of its training in order, each started
-from the one before. What is shipped is the adapter of the last (or --adapter, one of its checkpoints), in
-bfloat16; the tokenizer, where the model has new tokens; `run.json` of the last stage; `stages.json`, the
-recipe of each stage and how far it went; and all logs as one. The model card is written by hand.
+from the one before, with the names of what they read. What is shipped is the adapter of the last (or
+--adapter, one of its checkpoints), in bfloat16; the tokenizer, where the model has new tokens; `run.json` of
+the last stage; `stages.json`, what each stage read, its recipe and how far it went; all logs as one; and
+`check.json`, the bits per character that the model must have again when it is rebuilt. The model card is
+written by hand.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from chinese_llama_lab.paths import atomic_folder, data_dir
+from chinese_llama_lab.paths import atomic_folder, data_dir, write_json
 from chinese_llama_lab.shipped import SHIPPED
 
 WEIGHTS = "adapter_model.safetensors"
 BY_HAND = ("README.md",)
+CHECKED: dict[str, Any] = {"corpus": "peoples-daily", "documents": 40, "cut": 400}
 
 
 def log_of(run: Path, stage: int, steps: int) -> list[dict[str, Any]]:
@@ -37,8 +40,8 @@ def last_step(run: Path) -> int:
     return int(kept[-1].name.removeprefix("step-"))
 
 
-def write(folder: Path, name: str, runs: list[Path], adapter: Path) -> None:
-    """All files but those that are written by hand."""
+def write(folder: Path, name: str, runs: list[Path], read: list[str], adapter: Path) -> None:
+    """All files but those that are written by hand, and but the check."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -52,12 +55,15 @@ def write(folder: Path, name: str, runs: list[Path], adapter: Path) -> None:
     number = adapter.name.removeprefix("step-")
     steps.append(int(number) if number.isdigit() else last_step(runs[-1]))
     stages, rows = [], []
-    for stage, (run, done) in enumerate(zip(runs, steps, strict=True), 1):
+    for stage, (run, done, names) in enumerate(zip(runs, steps, read, strict=True), 1):
         about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        own, _, replayed = names.partition("|")
         stages.append(
             {
                 "stage": stage,
                 "steps_done": done,
+                "corpora": own.split(","),
+                "replay": replayed.split(",") if replayed else [],
                 **{k: about.get(k) for k in ("starts_from", "data", "recipe")},
             }
         )
@@ -66,27 +72,43 @@ def write(folder: Path, name: str, runs: list[Path], adapter: Path) -> None:
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def check(name: str) -> dict[str, Any]:
+    """Bits per character of some held-out news, of the model as it is rebuilt from its adapter."""
+    from chinese_llama_lab.sources.corpora import load_corpus
+    from chinese_llama_lab.sources.models import load_base
+    from chinese_llama_lab.training.metrics import bits_per_character
+
+    news = load_corpus(CHECKED["corpus"]).chinese_punctuation().split("held-out")
+    texts = [text[: CHECKED["cut"]] for text in news.sample(CHECKED["documents"]).texts()]
+    model, tokenizer = load_base(name)
+    scored = bits_per_character(model, tokenizer, texts)
+    return {**CHECKED, "characters": scored.characters, "bits_per_character": scored.bits_per_character}
+
+
 def main() -> int:
     """Write the folder anew and print what is in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", choices=list(SHIPPED))
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", metavar="RUN=CORPUS,…|REPLAY,…")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="a checkpoint of the last run")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the extended base")
     options = parser.parse_args()
     target = data_dir() / "adapters" / options.name
-    adapter = options.adapter or options.runs[-1] / "adapter"
+    runs = [Path(given.partition("=")[0]) for given in options.runs]
+    read = [given.partition("=")[2] for given in options.runs]
+    adapter = options.adapter or runs[-1] / "adapter"
     by_hand = {name: (target / name).read_bytes() for name in BY_HAND if (target / name).is_file()}
     if target.is_dir():
         shutil.rmtree(target)
     with atomic_folder(target) as folder:
-        write(folder, options.name, options.runs, adapter)
+        write(folder, options.name, runs, read, adapter)
         if options.tokenizer is not None:
             from transformers import AutoTokenizer
 
             AutoTokenizer.from_pretrained(options.tokenizer).save_pretrained(folder)
         for name, content in by_hand.items():
             (folder / name).write_bytes(content)
+    write_json(target / "check.json", check(options.name))
     for path in sorted(target.iterdir()):
         print(f"{path.stat().st_size / 1e6:8.3f} MB  {path.name}")
     return 0

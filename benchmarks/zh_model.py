@@ -150,6 +150,25 @@ def written_rows(name: str, model: Any, tokenizer: Any, prompts: Any, template: 
     return rows
 
 
+def draw(rows: list[dict[str, Any]]) -> None:
+    """`results/zh_model.png`, the plot of the README."""
+    from chinese_llama_lab import plots
+
+    plots.use_style()
+    columns = {"tokens": "tokens_per_character", "bits": "bits_per_character"}
+    panels = {
+        name: {text: {r["model"]: r[column] for r in rows if r["text"] == text} for text in TEXTS}
+        for name, column in columns.items()
+    }
+    figure = plots.plot_bar_panels(
+        panels,
+        title="What the recipe does to SmolLM2, on held-out text",
+        xlabel="per character (lower is better)",
+        references={},
+    )
+    figure.savefig(committed_results_dir() / "zh_model.png", dpi=110)
+
+
 def main() -> int:
     """Print one line a row; with --save write four tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -181,6 +200,7 @@ def main() -> int:
         tables = {"zh_model": bits, "zh_speed": speed, "zh_continuations": continued, "zh_answers": answers}
         for name, rows in tables.items():
             results.save(name, rows, seed=0)
+        draw(bits)
     return 0
 
 
