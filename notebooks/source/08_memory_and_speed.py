@@ -860,5 +860,4 @@ results.load("08_pages")
 # - published figures of memory: their sources stand in `results/08_residuals.csv`
 # - milliseconds per token: [Chinese-LLaMA-Alpaca-2](https://github.com/ymcui/Chinese-LLaMA-Alpaca-2)
 #
-# **Next:** chapter 09, C-Eval 中文测评: what a model knows, and how much of a score is chance. The map in
-# [00 Start here](00_start_here.ipynb) shows which chapters are there.
+# **Next:** [09 C-Eval](09_ceval.ipynb) 中文评测: what a model knows, and how much of a score is chance.

@@ -15,7 +15,7 @@ from chinese_llama_lab.cli import build_parser
 from chinese_llama_lab.profiles import profiles
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "notebooks" / "source" / "drafts" / "09_ceval.py"
+SOURCE = ROOT / "notebooks" / "source" / "09_ceval.py"
 PUBLISHED = results.read_table(ROOT / "data" / "ceval_published.csv")
 
 

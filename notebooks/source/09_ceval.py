@@ -867,5 +867,4 @@ results.load("09_published")
 #   10.1080/01621459.1927.10502953](https://doi.org/10.1080/01621459.1927.10502953); the paired test: McNemar,
 #   [doi 10.1007/BF02295996](https://doi.org/10.1007/BF02295996)
 #
-# **Next:** chapter 10, claims and limits 主张与局限: every claim measured again. The map in
-# [00 Start here](00_start_here.ipynb) shows which chapters are there.
+# **Next:** [10 Claims and limits](10_claims_and_limits.ipynb) 主张与局限: every claim measured again.

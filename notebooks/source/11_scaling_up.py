@@ -38,6 +38,7 @@ from matplotlib import pyplot as plt
 import chinese_llama_lab as lab
 from chinese_llama_lab import plots, results
 from chinese_llama_lab.inference.estimate import estimate
+from chinese_llama_lab.paths import data_dir
 from chinese_llama_lab.profiles import current_profile
 from chinese_llama_lab.sources.corpora import load_corpus
 from chinese_llama_lab.sources.models import load_base
@@ -78,10 +79,10 @@ here = Path(scratch.name)
 
 # %%
 rows = []
-for model in ("tinyllama-1.1b", "llama-2-7b", "llama-2-13b", "llama-3-8b"):
+for model in ("tinyllama", "llama-2-7b", "llama-2-13b", "llama-3-8b"):
     for task, options in (
-        ("inference", {"tokens": 2048}),
-        ("inference", {"tokens": 2048, "quantization": "nf4"}),
+        ("inference", {"block": 2048}),
+        ("inference", {"block": 2048, "quantization": "nf4"}),
         ("lora", {"block": 512, "gradient_checkpointing": True}),
         ("qlora", {"block": 512, "gradient_checkpointing": True}),
     ):
@@ -111,7 +112,7 @@ for name, value in (("full training", full), ("LoRA", lora), ("LoRA with checkpo
 
 # %% [markdown]
 # A frozen weight needs no gradient of its own: LoRA saves a third of the work, and not nine tenths of it.
-# Checkpointing gives most of that back, to save memory.
+# Checkpointing, which computes the layers twice to save memory, spends all of that again.
 #
 # **Exercise 11.1.** Chinese text in UTF-8 has three bytes a character. Write `tokens_in(gigabytes,
 # tokens_per_character)`: how many tokens are in so many GB (10⁹ bytes)?
@@ -172,11 +173,11 @@ plan
 # %%
 log = [
     json.loads(line)
-    for line in Path(lab.data_dir() / "adapters" / "smollm2-zh" / "log.jsonl").read_text().splitlines()
+    for line in Path(data_dir() / "adapters" / "smollm2-zh" / "log.jsonl").read_text().splitlines()
 ]
 seen = sorted(row["tokens_per_second"] for row in log if "tokens_per_second" in row)
 median = seen[len(seen) // 2]
-work = flops_per_token("smollm2-135m", lora=16)
+work = flops_per_token("smollm2", lora=16)
 print(f"{median:.0f} tokens a second × {work / 1e9:.2f} billion = {median * work / 1e9:.0f} billion a second")
 
 # %% [markdown]
@@ -203,7 +204,7 @@ lines = file.read_text(encoding="utf-8").splitlines()
 ids = []
 for line in lines[:200]:
     ids += [*tokenizer.encode(line, add_special_tokens=False), tokenizer.eos_token_id]
-stored = [token for block in range(3) for token in shards.item(block)["input_ids"]]
+stored = [token for block in range(3) for token in shards.item(block).input_ids]
 assert stored == ids[: len(stored)]
 print(f"{len(shards.lengths):,} blocks; the first three hold what `encode` gives, to the token")
 
@@ -216,8 +217,8 @@ throughput = results.load("bench_shards")
 throughput
 
 # %%
-ours = next(row for row in throughput.rows if row["way"] == "write_shards" and row["workers"] == 1)
-speed = ours["megabytes_per_second"]
+ours = next(row for row in throughput.rows if (row["way"], str(row["workers"])) == ("write_shards", "1"))
+speed = float(ours["megabytes_per_second"])
 hours = {
     f"{gigabytes} GB, {cores} cores": {"hours": tokenization_time(gigabytes, speed, cores)}
     for gigabytes in (20, 120)
