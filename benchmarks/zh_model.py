@@ -173,7 +173,7 @@ def main() -> int:
     """Print one line a row; with --save write four tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-zh")
-    parser.add_argument("--instruct", default="smollm2-zh-instruct")
+    parser.add_argument("--instruct", default="smollm2-zh-instruct", help="or `none`")
     parser.add_argument("--characters", type=int, default=30_000, help="of each text (default: 30000)")
     parser.add_argument("--save", action="store_true", help="write results/zh_*.csv")
     options = parser.parse_args()
@@ -187,7 +187,8 @@ def main() -> int:
         bits += bits_rows(name, model, tokenizer, texts)
         speed += speed_rows(name, model, tokenizer)
         continued += written_rows(name, model, tokenizer, CONTINUED, None)
-    for name, place in (("smollm2", "smollm2"), ("smollm2-zh-instruct", options.instruct)):
+    asked = (("smollm2", "smollm2"), ("smollm2-zh-instruct", options.instruct))
+    for name, place in asked if options.instruct != "none" else ():
         model, tokenizer = load_base(place)
         answers += written_rows(name, model, tokenizer, ASKED, "chat")
     before = {row["text"]: row["bits_per_character"] for row in bits if row["model"] == "smollm2"}
@@ -199,7 +200,8 @@ def main() -> int:
         os.environ["LAB_RESULTS_DIR"] = str(committed_results_dir())
         tables = {"zh_model": bits, "zh_speed": speed, "zh_continuations": continued, "zh_answers": answers}
         for name, rows in tables.items():
-            results.save(name, rows, seed=0)
+            if rows:
+                results.save(name, rows, seed=0)
         draw(bits)
     return 0
 

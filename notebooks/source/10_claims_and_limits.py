@@ -98,7 +98,7 @@ counted = {
     for topic in topics
 }
 plots.plot_stacks(
-    {topic: {v: n for v, n in row.items() if n} for topic, row in counted.items()},
+    counted,
     title=f"{ledger.counts['refuted']} of {len(claims)} claims are refuted, "
     f"{ledger.counts['confirmed']} confirmed as they stand",
     xlabel="claims",
@@ -173,7 +173,7 @@ tokenizers
 # %%
 kinds = {"smollm2-zh": "adapted here", "smollm2": "English", "llama": "English", "gpt-2": "English"}
 figure, axes = plt.subplots(layout="constrained")
-for row in tokenizers.rows:
+for row in rows:
     kind = kinds.get(row["tokenizer"], "multilingual or Chinese")
     colour = plots.PALETTE[["English", "adapted here", "multilingual or Chinese"].index(kind)]
     axes.scatter(row["vocabulary"], row["tokens_per_character"], color=colour, s=30)
@@ -207,7 +207,7 @@ axes.axvline(25, color="#555555", linewidth=0.9, linestyle="--")
 axes.set_yticks(range(len(order)), order)
 axes.invert_yaxis()
 axes.set(xlabel="C-Eval, 5-shot, percent; the dashed line is chance", xlim=(20, 80))
-axes.set_title("Native models of 2023 stand above every adapted LLaMA of their size")
+axes.set_title("Native models of 2023 stand above every adapted LLaMA and Llama-2")
 axes.legend(fontsize=8, loc="lower right")
 plt.show()
 
@@ -418,14 +418,14 @@ for axes, language in zip(panels, ("zh", "en"), strict=True):
         these = [r for r in summaries if (r["model"], r["language"]) == (name, language)]
         rows = [kinds.index(r["kind"]) + (place - 0.5) * 0.25 for r in these]
         reach = [[r["mean"] - r["low"] for r in these], [r["high"] - r["mean"] for r in these]]
-        marker, colour = plots.MARKERS[place], plots.PALETTE[place]
-        axes.errorbar([r["mean"] for r in these], rows, reach, None, marker, color=colour, label=name)
+        style = {"fmt": plots.MARKERS[place], "color": plots.PALETTE[place], "label": name}
+        axes.errorbar([r["mean"] for r in these], rows, xerr=reach, **style)
     axes.axvline(0, color="#555555", linewidth=0.9, linestyle="--")
     axes.set(title={"zh": "Chinese", "en": "English"}[language], xlabel="nats a pair, 95 % interval")
 panels[0].set_yticks(range(len(kinds)), kinds)
 panels[0].invert_yaxis()
 panels[1].legend(fontsize=8)
-figure.suptitle("Adaptation teaches to read Chinese (control); look there before the rest", x=0.01, ha="left")
+figure.suptitle("Look at the control before the rest: does the model read at all?", x=0.01, ha="left")
 plt.show()
 
 # %%
@@ -484,7 +484,7 @@ for setting in settings:
     lines[setting.name] = [row["step"] for row in shown], [row["above"] for row in shown]
 plots.plot_lines(
     lines,
-    title=f"Of four runs, {sum(v['verdict'] == 'learns' for v in verdicts(rows))} learn",
+    title=f"Runs that learn: {sum(v['verdict'] == 'learns' for v in verdicts(rows))} of {len(settings)}",
     xlabel="optimizer step",
     ylabel="nats per token above the untrained model",
     yscale="symlog",
