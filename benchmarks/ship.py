@@ -20,6 +20,7 @@ from typing import Any
 
 from chinese_llama_lab.paths import atomic_folder, data_dir, write_json
 from chinese_llama_lab.shipped import SHIPPED
+from chinese_llama_lab.training.checkpoints import checkpoint_step, checkpoints
 
 WEIGHTS = "adapter_model.safetensors"
 BY_HAND = ("README.md",)
@@ -33,11 +34,11 @@ def log_of(run: Path, stage: int, steps: int) -> list[dict[str, Any]]:
 
 
 def last_step(run: Path) -> int:
-    """The step of the newest checkpoint, or of the log's end."""
-    kept = sorted((run / "checkpoints").glob("step-*"))
+    """The step of the newest checkpoint; the log's last, where the run came to its end."""
+    kept = checkpoints(run)
     if (run / "adapter").is_dir() or not kept:
         return int(json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"])
-    return int(kept[-1].name.removeprefix("step-"))
+    return checkpoint_step(kept[-1])
 
 
 def write(folder: Path, name: str, runs: list[Path], read: list[str], adapter: Path) -> None:

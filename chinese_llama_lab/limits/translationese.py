@@ -46,41 +46,56 @@ class Mark:
     """One rate.
 
     Attributes:
-        name: short. of: what it is a rate of, with its unit. count: text -> (numerator, denominator).
+        name: short. of: what it is a rate of, with its unit.
+        find: text -> what is counted in it, in order.
+        count: text -> (numerator, denominator).
     """
 
     name: str
     of: str
+    find: Callable[[str], list[str]]
     count: Callable[[str], tuple[float, float]]
 
 
-def _per_thousand(pattern: re.Pattern[str]) -> Callable[[str], tuple[float, float]]:
+def _per_thousand(name: str, of: str, pattern: re.Pattern[str]) -> Mark:
+    def matches(text: str) -> list[str]:
+        return [found.group() for found in pattern.finditer(text)]
+
     def count(text: str) -> tuple[float, float]:
-        return 1000.0 * sum(1 for _ in pattern.finditer(text)), float(len(_HAN.findall(text)))
+        return 1000.0 * len(matches(text)), float(len(_HAN.findall(text)))
 
-    return count
-
-
-def _of_chains(text: str) -> tuple[float, float]:
-    clauses = [part for part in _CLAUSE_ENDS.split(text) if _HAN.search(part)]
-    return 100.0 * sum(len(_OF.findall(part)) >= 2 for part in clauses), float(len(clauses))
+    return Mark(name, f"{of}, per 1,000 characters", matches, count)
 
 
-def _mean_length(ends: re.Pattern[str]) -> Callable[[str], tuple[float, float]]:
-    def count(text: str) -> tuple[float, float]:
-        lengths = [len(_HAN.findall(part)) for part in ends.split(text)]
-        return float(sum(lengths)), float(sum(length > 0 for length in lengths))
+def _parts(text: str, ends: re.Pattern[str]) -> list[str]:
+    return [part for part in ends.split(text) if _HAN.search(part)]
 
-    return count
+
+def _of_chains(text: str) -> list[str]:
+    return [part for part in _parts(text, _CLAUSE_ENDS) if len(_OF.findall(part)) >= 2]
+
+
+def _sentences(text: str) -> list[str]:
+    return _parts(text, _SENTENCE_ENDS)
 
 
 MARKS: tuple[Mark, ...] = (
-    Mark("passives", "被 and its like, per 1,000 characters", _per_thousand(_PASSIVE)),
-    Mark("pronouns", "他 她 它 and their plurals, per 1,000 characters", _per_thousand(_PRONOUN)),
-    Mark("articles", "一个 一种 and their like, per 1,000 characters", _per_thousand(_ARTICLE)),
-    Mark("的-chains", "clauses with two 的 or more, percent", _of_chains),
-    Mark("sentence length", "Han characters a sentence", _mean_length(_SENTENCE_ENDS)),
-    Mark("foreign names", "names transcribed by sound, per 1,000 characters", _per_thousand(_NAME)),
+    _per_thousand("passives", "被 and its like", _PASSIVE),
+    _per_thousand("pronouns", "他 她 它 and their plurals", _PRONOUN),
+    _per_thousand("articles", "一个 一种 and their like", _ARTICLE),
+    Mark(
+        "的-chains",
+        "clauses with two 的 or more, percent",
+        _of_chains,
+        lambda text: (100.0 * len(_of_chains(text)), float(len(_parts(text, _CLAUSE_ENDS)))),
+    ),
+    Mark(
+        "sentence length",
+        "Han characters a sentence",
+        _sentences,
+        lambda text: (float(len(_HAN.findall(text))), float(len(_sentences(text)))),
+    ),
+    _per_thousand("foreign names", "names transcribed by sound", _NAME),
 )
 
 
@@ -89,18 +104,9 @@ def find(name: str, text: str) -> list[str]:
 
     Raises: TranslationeseError: no such mark.
     """
-    patterns = {
-        "passives": _PASSIVE,
-        "pronouns": _PRONOUN,
-        "articles": _ARTICLE,
-        "foreign names": _NAME,
-    }
-    if name in patterns:
-        return [found.group() for found in patterns[name].finditer(text)]
-    if name == "的-chains":
-        return [part for part in _CLAUSE_ENDS.split(text) if len(_OF.findall(part)) >= 2]
-    if name == "sentence length":
-        return [part for part in _SENTENCE_ENDS.split(text) if _HAN.search(part)]
+    for mark in MARKS:
+        if mark.name == name:
+            return mark.find(text)
     names = ", ".join(mark.name for mark in MARKS)
     raise TranslationeseError(f"there is no mark {name!r}", where="name", remedy=f"use one of: {names}")
 

@@ -33,7 +33,7 @@ def finetune(
     Args:
         instructions: rows of `read_instructions`, or mappings with `instruction`, `output` and maybe `input`.
         recipe: with `task = "finetune"`: `template`, `too_long`, `mask_prompt` and `batching` matter here.
-        model, tokenizer, out, held_out, new_tokens, resume, watch, progress: as in `pretrain`.
+        model, tokenizer, out, held_out, new_tokens, start_from, resume, watch, progress: as in `pretrain`.
 
     Returns: RunReport; `data` says how many rows were shortened or refused, and how long they are.
 
