@@ -49,6 +49,8 @@ from chinese_llama_lab.sources.corpora import instruction_rows, load_corpus
 from chinese_llama_lab.sources.models import load_base
 from chinese_llama_lab.tokenization.fertility import compare
 from chinese_llama_lab.tokenization.registry import open_tokenizer
+
+# %%
 from chinese_llama_lab.training.half_precision import (
     gradient_underflow,
     largest_activations,
@@ -106,6 +108,10 @@ plots.plot_stacks(
 plt.show()
 
 # %% [markdown]
+# *Alternative text:* a stacked horizontal bar for each topic, its claims by verdict. Confirmed, partly
+# true, refuted and uncheckable claims are all among them; most topics have one to four claims, the native
+# models seven.
+#
 # What is *partly* true is often the most instructive: a true sentence with a wrong number, or a number that
 # is right for another model.
 
@@ -184,6 +190,10 @@ axes.set_title("A few thousand Chinese tokens do most of what a large vocabulary
 plt.show()
 
 # %% [markdown]
+# *Alternative text:* each tokenizer as a point, size of the vocabulary on a logarithmic axis, tokens per
+# character above it. The English ones lie highest; smollm2-zh, with a vocabulary hardly larger than
+# SmolLM2's, lies low, near those of 100,000 tokens and more.
+#
 # A vocabulary of 150,000 and more, such as Qwen's, is shorter still, and costs a larger embedding. Since
 # Llama-3 an English model already brings most of it: there the first reason to adapt has shrunk.
 
@@ -210,6 +220,11 @@ axes.set(xlabel="C-Eval, 5-shot, percent; the dashed line is chance", xlim=(20, 
 axes.set_title("Native models of 2023 stand above every adapted LLaMA and Llama-2")
 axes.legend(fontsize=8, loc="lower right")
 plt.show()
+
+# %% [markdown]
+# *Alternative text:* a row of points for each model along the C-Eval score. The native models lie right
+# of the adapted LLaMA and Llama-2 models, most of which are near 30; the three models of the Llama-3
+# family lie together near 50.
 
 # %%
 for score in published:
@@ -337,6 +352,11 @@ panels[0, 0].invert_yaxis()
 figure.suptitle("What marks a translated instruction is the article: 一个, 一种", x=0.01, ha="left")
 plt.show()
 
+# %% [markdown]
+# *Alternative text:* six panels, one a mark, with a rate and its interval for seven kinds of text. In the
+# panel of articles the translated instructions lie far right of everything else; in the others the kinds
+# overlap more, and sentences are longest in web text.
+
 # %%
 for row in separating(marks, "instructions, translated"):
     if row["kind"] == "instructions, written in Chinese":
@@ -428,6 +448,11 @@ panels[1].legend(fontsize=8)
 figure.suptitle("Look at the control before the rest: does the model read at all?", x=0.01, ha="left")
 plt.show()
 
+# %% [markdown]
+# *Alternative text:* two panels, Chinese and English; for each of four kinds of pairs two points with
+# intervals, before and after adaptation. Most intervals of the three kinds about people reach zero in
+# Chinese; the control lies above zero in both languages.
+
 # %%
 results.load("10_bias_change")
 
@@ -492,6 +517,10 @@ plots.plot_lines(
 plt.show()
 
 # %% [markdown]
+# *Alternative text:* four lines of loss above the untrained model over the steps, on a scale that is
+# linear near zero. The course's rate stays below zero; the high rate leaves zero at once, with clipping
+# as without; with warm-up it leaves later.
+#
 # What is clipping for, then? For **one** batch that pulls much harder than its neighbours. The
 # third batch of the next two runs has its loss multiplied by 1,000. Adam takes no wild step: it
 # remembers the square of that gradient, with β₂ = 0.999 for about 1/(1 − β₂) = 1,000 steps, and all
