@@ -113,8 +113,10 @@ format: setup ## let ruff put things in order
 	@"$(BIN)/python" -m ruff check --fix .
 	@"$(BIN)/python" -m ruff format .
 
+# Two processes of one thread each: small tensors leave a second thread waiting.
 unit: lint fetch
-	@LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) "$(BIN)/python" -m pytest tests -m "not slow"
+	@OMP_NUM_THREADS=1 LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) "$(BIN)/python" -m pytest tests \
+	  -m "not slow" -n 2 --dist worksteal
 
 slow: lint fetch ## tests of minutes: a merge of 2 GB, runs of two processes
 	@LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) "$(BIN)/python" -m pytest tests -m slow
