@@ -15,7 +15,7 @@ interest are ratios: other work on the machine slows both.
 lm-evaluation-harness is no dependency. It goes into an environment of its own:
 
     python -m venv build/lm-eval
-    build/lm-eval/bin/python -m pip install -c constraints.txt lm-eval torch transformers datasets
+    build/lm-eval/bin/python -m pip install -c constraints.txt "lm-eval[hf]" torch transformers datasets
 
 Without `--lm-eval-python` this Python's own `lm_eval` is used, if there is one.
 """
@@ -312,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps(row, indent=1))
     if options.save:
         from chinese_llama_lab import results
+        from chinese_llama_lab.paths import committed_results_dir
 
+        os.environ["LAB_RESULTS_DIR"] = str(committed_results_dir())
         kept = [dict(old) for old in _kept(options)]
         results.save("bench_ceval", [*kept, row], model=options.model)
     return 0

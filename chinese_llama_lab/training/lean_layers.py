@@ -2,8 +2,8 @@
 
 Autograd keeps the input of every operation. Of a decoder layer with peft's LoRA that is each norm's input in
 float32 and again after scaling, each projection's input once for the frozen weight and once more, cast, for
-the adapter, and the three inner values of the MLP. Three functions here keep one copy in the model's own
-dtype and compute the rest again from it:
+the adapter, and the three inner values of the MLP. Three functions here, and attention in
+`lean_attention.py`, keep one copy in the model's own dtype and compute the rest again from it:
 
 - `_Norm`: an RMSNorm whose weight is frozen keeps its input and one number a token.
 - `_Low`: Wx + α/r · B(Ax) keeps x.
@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+
+from chinese_llama_lab.training.lean_attention import lean_attention
 
 
 class _Norm(torch.autograd.Function):
@@ -210,7 +212,8 @@ def lean_layers(model: Any) -> Iterator[None]:
             module.forward = MethodType(forward, module)
             changed.append(module)
     try:
-        yield
+        with lean_attention(model.config.get_text_config()):
+            yield
     finally:
         for module in changed:
             del module.forward
