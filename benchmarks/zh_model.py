@@ -2,9 +2,9 @@
 
     python benchmarks/zh_model.py [--model NAME_OR_FOLDER] [--instruct NAME_OR_FOLDER] [--save]
 
-- bits per character of held-out texts (nothing of these documents was trained on; `alpaca-zh` and
-  `three-kingdoms` are kinds of text that smollm2-zh never saw), with an interval over documents; each
-  model reads the same characters in its own tokens;
+- bits per character of held-out texts (nothing of these documents was trained on; of the kinds marked False
+  in `TEXTS` smollm2-zh never saw any), with an interval over documents; each model reads the same characters
+  in its own tokens;
 - tokens per character; characters a second of greedy decoding, fp32, two engines;
 - greedy continuations of ten fixed prompts, and answers to twenty fixed questions, as they come.
 
@@ -25,7 +25,8 @@ from chinese_llama_lab.quiet import quiet_libraries
 TEXTS = {
     "peoples-daily": ("news of 1998", "zh", True),
     "reviews": ("reviews", "zh", True),
-    "modern": ("web news and notices", "zh", True),
+    "modern": ("web news and notices", "zh", False),
+    "hsk-zh": ("textbook sentences", "zh", False),
     "alpaca-zh": ("answers of GPT-4", "zh", False),
     "three-kingdoms": ("a novel of the 14th century", "zh", False),
     "c4-en": ("web text", "en", True),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from chinese_llama_lab.ceval.errors import CevalError
+from chinese_llama_lab.ceval.errors import CevalError, LetterError
 from chinese_llama_lab.ceval.fitting import fit_prompt
-from chinese_llama_lab.ceval.letters import LetterIds, encode, letter_ids
+from chinese_llama_lab.ceval.letters import FORMS, LetterIds, encode, letter_ids
 from chinese_llama_lab.ceval.prompts import Prompt, choose_shots
 from chinese_llama_lab.ceval.questions import Question, QuestionSet, refuse_repeated_ids
 
@@ -93,7 +94,7 @@ def prepare(
     for place, question in enumerate(questions):
         shown = choose_shots(dev, question, shots)
         prompt = fit_prompt(tokenizer, style, question, shown, max_tokens=limit, cot=cot, names=names)
-        letters = tuple(letter_ids(tokenizer, prompt, form) for form in forms)
+        letters = tuple(_letters(tokenizer, prompt, form, question) for form in forms)
         contexts = tuple(dict.fromkeys(ids.context for ids in letters))
         if not forms:
             contexts = (tuple(encode(tokenizer, prompt.text, writes_bos=prompt.writes_bos)),)
@@ -101,3 +102,17 @@ def prepare(
         found.append(Asked(place, counts[key], question, prompt, letters, contexts))
         counts[key] += 1
     return found
+
+
+def _letters(tokenizer: Any, prompt: Prompt, form: str, question: Question) -> LetterIds:
+    """`letter_ids`; an error names the question, and the other form only where that one works."""
+    try:
+        return letter_ids(tokenizer, prompt, form)
+    except LetterError as error:
+        remedy = "score by generation, or use a tokenizer that has one token for each letter"
+        with suppress(LetterError):
+            other = next(name for name in FORMS if name != form)
+            letter_ids(tokenizer, prompt, other)
+            remedy = f"use form={other!r}, or score by generation"
+        place = question.where or f"{question.subject}, id {question.id}"
+        raise LetterError(error.what, where=f"{place}; {error.where}", remedy=remedy) from None

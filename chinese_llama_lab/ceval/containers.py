@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -11,7 +13,17 @@ from chinese_llama_lab.ceval.errors import QuestionError
 
 # The largest official file has a few hundred kilobytes; what unfolds to more is no file of questions.
 MEMBER_BYTES = 64 << 20
-_DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError)
+# What zipfile raises for bytes that are not what they should be; ValueError: names that are no text.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    NotImplementedError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class Container:
@@ -85,11 +97,18 @@ class Container:
                 remedy="download it again; a folder of CSV files is read too",
             ) from error
         for info in infos:
-            parts = info.filename.split("/")
+            parts = info.filename.replace("\\", "/").split("/")
             mode = info.external_attr >> 16
             problem = ""
-            if info.filename.startswith("/") or ".." in parts or "\\" in info.filename or ":" in parts[0]:
+            if info.filename.startswith("/") or ".." in parts or ":" in parts[0]:
                 problem = "has a path that leads out of its folder"
+            elif "\\" in info.filename:
+                raise QuestionError(
+                    f"member {info.filename!r} has backslashes in its path, which no zip may have",
+                    where=str(self.path),
+                    remedy="unpack it with the program that made it and give the folder, or fetch it from its"
+                    " publisher",
+                )
             elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 problem = "is not an ordinary file"
             elif info.flag_bits & 1:

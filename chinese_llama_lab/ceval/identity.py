@@ -13,13 +13,15 @@ from chinese_llama_lab.ceval.questions import Question
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
 _SAMPLES = 64
+_AT_ONCE = 1 << 22  # values; int64 copies of so many are 32 MB
+_PLACES = 8191
 
 
 def model_sha256(model: Any) -> str:
-    """Over names, shapes, dtypes and 64 values of every tensor: adapters and 4-bit weights are among them.
+    """Over names, shapes, dtypes, and of every tensor 64 values and two sums: adapters and 4-bit weights too.
 
-    Two models that differ by training, merging or quantization differ in it; a value changed by hand may
-    go unseen. Reading every weight of a 7B model would take longer than many a run.
+    Two models that differ by training, merging or quantization differ in it, if only in a few rows: the sums
+    are over all values, as integers of their bytes, so that they are the same on every machine.
     """
     import torch
 
@@ -31,9 +33,28 @@ def model_sha256(model: Any) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.numel():
             flat = tensor.detach().reshape(-1)
-            few = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to("cpu")
+            # One more than a divisor of the size: values of one column alone would miss most of a matrix.
+            few = flat[:: max(1, flat.numel() // _SAMPLES + 1)][:_SAMPLES].to("cpu")
             digest.update(few.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(f"{_sums(flat)}".encode())
     return digest.hexdigest()
+
+
+def _sums(flat: Any) -> tuple[int, int]:
+    """Two checksums of a flat tensor's bits: their sum, and one in which places count."""
+    import torch
+
+    size = flat.element_size()
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(size)
+    bits = flat.contiguous().view(whole) if whole is not None else flat.contiguous().view(torch.uint8)
+    first = second = 0
+    for at in range(0, bits.numel(), _AT_ONCE):
+        piece = bits[at : at + _AT_ONCE].to(torch.int64)
+        total = int(piece.sum())
+        places = torch.arange(len(piece), device=piece.device).remainder_(_PLACES).add_(1)
+        first += total
+        second += int((piece.remainder(1 << 16) * places).sum()) + at * total
+    return first, second
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

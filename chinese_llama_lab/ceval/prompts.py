@@ -166,7 +166,7 @@ def choose_shots(dev: Sequence[Question], question: Question, count: int) -> lis
         raise SubjectError(
             f"{question.subject} has {len(found)} dev questions, and {count} shots were asked for",
             where=question.where or question.subject,
-            remedy=f"add {question.subject}_dev.csv, or ask for {len(found)} shots",
+            remedy=f"add {_dev_file(question)}, or ask for {len(found)} shots",
         )
     if any((q.split, q.id, q.text) == (question.split, question.id, question.text) for q in found):
         raise SubjectError(
@@ -175,6 +175,12 @@ def choose_shots(dev: Sequence[Question], question: Question, count: int) -> lis
             remedy="score val or test, or use shots=0",
         )
     return found
+
+
+def _dev_file(question: Question) -> str:
+    """Where its benchmark keeps the demonstrations of a subject."""
+    own = question.benchmark == "cmmlu"
+    return f"dev/{question.subject}.csv" if own else f"dev/{question.subject}_dev.csv"
 
 
 def _asked(question: Question) -> str:

@@ -129,27 +129,32 @@ def refuse_repeated_ids(questions: Iterable[Question]) -> None:
         first[key] = question
 
 
-def shortfalls(questions: Iterable[Question], expected: dict[tuple[str, str], int]) -> tuple[str, ...]:
+def shortfalls(
+    questions: Iterable[Question], expected: dict[tuple[str, str], int], *, least: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Sentences about what is missing or too many, one for each split.
 
     Args:
         questions: what was read.
         expected: (subject, split) → number of questions that should be there.
+        least: splits of which only the least number is known; more is no fault there.
     """
     found = Counter((question.subject, question.split) for question in questions)
     sentences = []
+    least = set(least)
     for split in SPLITS:
+        about = "at least " if split in least else ""
         wanted = {subject: count for (subject, s), count in expected.items() if s == split}
         have = {subject: count for (subject, s), count in found.items() if s == split}
         absent = [subject for subject in wanted if subject not in have]
         other = [
-            f"{subject} has {have[subject]:,} of {count:,}"
+            f"{subject} has {have[subject]:,} of {about}{count:,}"
             for subject, count in wanted.items()
-            if subject in have and have[subject] != count
+            if subject in have and (have[subject] < count or (have[subject] > count and not about))
         ]
         if not (absent or other):
             continue
-        told = f"{split}: {sum(have.values()):,} of {sum(wanted.values()):,} questions"
+        told = f"{split}: {sum(have.values()):,} of {about}{sum(wanted.values()):,} questions"
         if wanted and len(absent) == len(wanted):
             sentences.append(f"{told}: the split is not there")
             continue

@@ -255,7 +255,7 @@ def _parquet_rows(data: bytes, where: str) -> list[dict[str, Any]]:
 
     try:
         return list(parquet.read_table(pyarrow.BufferReader(data)).to_pylist())
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise QuestionError(
             f"the parquet file is damaged: {error}", where=where, remedy="download it again"
         ) from error
@@ -295,4 +295,5 @@ def _official(subjects: Mapping[str, Subject], splits: set[str]) -> dict[tuple[s
 
 def _finished(kind: str, questions: list[Question], expected: dict[tuple[str, str], int]) -> QuestionSet:
     refuse_repeated_ids(questions)
-    return QuestionSet(kind, tuple(questions), shortfalls(questions, expected))
+    least = ("test",) if kind == "cmmlu" else ()
+    return QuestionSet(kind, tuple(questions), shortfalls(questions, expected, least=least))

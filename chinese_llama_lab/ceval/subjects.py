@@ -21,6 +21,9 @@ from chinese_llama_lab.toml import tomllib
 BENCHMARKS = ("ceval", "cmmlu")
 CATEGORIES = ("STEM", "Social Science", "Humanities", "Other")
 DEV_PER_SUBJECT = 5
+# CMMLU has at least 105 questions a subject, five of them for dev (arXiv 2306.09212, section 3); how many in
+# each is not said there.
+CMMLU_TEST_LEAST = 100
 # The eight that the authors of C-Eval call "Hard".
 HARD = (
     "advanced_mathematics",
@@ -43,7 +46,7 @@ class Subject:
         english, chinese: its names.
         category: one of `CATEGORIES`; None in CMMLU, whose categories are not used here.
         benchmark: `ceval` or `cmmlu`: some keys are in both, with other names.
-        counts: split → official number of questions, where it is known.
+        counts: split → official number of questions; of CMMLU's test the least that a subject has.
     """
 
     key: str
@@ -69,7 +72,7 @@ def load_subjects(benchmark: str = "ceval") -> Mapping[str, Subject]:
     found = {}
     for key, row in table.items():
         if benchmark == "cmmlu":
-            counts = {"dev": DEV_PER_SUBJECT}
+            counts = {"dev": DEV_PER_SUBJECT, "test": CMMLU_TEST_LEAST}
             english, chinese, category = key.replace("_", " ").title(), row, None
         else:
             english, chinese, category, val, test = row
@@ -96,14 +99,24 @@ def find_subject(name: str, benchmark: str = "ceval", *, where: str | None = Non
     names |= dict(subjects)
     if wanted in names:
         return names[wanted]
-    near = get_close_matches(wanted.replace(" ", "_"), list(names), n=1) or get_close_matches(
-        wanted, list(names), n=1, cutoff=0.4
-    )
-    nearest = names[near[0]] if near else None
+    near = _nearest(wanted, names)
     raise SubjectError(
         f"there is no subject {name!r} in {benchmark}",
         where=where,
-        remedy=f"did you mean {nearest.key} ({nearest.chinese})?"
-        if nearest
+        remedy=f"did you mean {' or '.join(f'{one.key} ({one.chinese})' for one in near)}?"
+        if near
         else f"use one of {', '.join(list(subjects)[:4])}, … ({len(subjects)} in all)",
     )
+
+
+def _nearest(wanted: str, names: Mapping[str, Subject]) -> list[Subject]:
+    """Up to three: names of nearly this spelling; else that share a word or hold it; else a little alike."""
+    spelt = wanted.replace(" ", "_")
+    words = set(spelt.split("_"))
+    found = (
+        get_close_matches(spelt, list(names), n=1, cutoff=0.8)
+        or [name for name in names if words & set(name.split("_"))]
+        or [name for name in names if len(spelt) > 1 and (spelt in name or (len(name) > 1 and name in spelt))]
+        or get_close_matches(spelt, list(names), n=1, cutoff=0.5)
+    )
+    return list({names[name].key: names[name] for name in found}.values())[:3]

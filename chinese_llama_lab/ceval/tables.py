@@ -82,6 +82,8 @@ def read_table(data: bytes, name: str, required: Sequence[str]) -> list[Row]:
                 continue
             number += 1
             where = f"{name}, row {number} (line {line})"
+            if any("\0" in cell for cell in cells):  # csv refuses it in Python 3.10 and keeps it in 3.11
+                raise QuestionError("the row holds a NUL byte", where=where, remedy="copy the file again")
             if len(cells) != len(header):
                 raise QuestionError(
                     f"the row has {len(cells)} cells and the header {len(header)}",

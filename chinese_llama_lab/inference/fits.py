@@ -84,17 +84,27 @@ def fits(source: Any, gpus: int | float | str | Sequence[int | float | str] = AS
 
     Args:
         source: a model, as for `estimate`. gpus: one size, or several.
-        options: change every setup, such as `vocabulary=49953` or `block=1024`.
+        options: change every setup, such as `vocabulary=49953` or `block=1024`. A setup that cannot have one
+            of them (full training with `quantization`) is left out.
 
     Raises: EstimateError: an unknown GPU size, model or option.
     """
     sizes = (gpus,) if isinstance(gpus, (int, float, str)) else tuple(gpus)
     for size in sizes:
         gpu_bytes(size)
+    if "task" in options:
+        raise EstimateError("fits has rows of all tasks", where="task", remedy="leave task out")
     rows = {}
+    refused: EstimateError | None = None
     for name, (task, own) in SETUPS.items():
-        memory = estimate(source, task, **{**own, **options})
+        try:
+            memory = estimate(source, task, **{**own, **options})
+        except EstimateError as error:
+            refused = error
+            continue
         rows[name] = (memory, tuple(verdict(memory, size) for size in sizes))
+    if not rows and refused is not None:
+        raise refused
     return Fits(shape_of(source).name, sizes, rows)
 
 
@@ -166,7 +176,11 @@ def knobs(source: Any, task: str = "inference", **options: Any) -> list[Knob]:
     for other, change in tries:
         if task == "qlora" and change.get("quantization") == "int8":
             continue
-        memory = estimate(source, other, **{**options, **change})
+        kept = {name: value for name, value in options.items() if other == task or name != "quantization"}
+        try:
+            memory = estimate(source, other, **{**kept, **change})
+        except EstimateError:  # a change that goes with another option alone
+            continue
         text = ", ".join(f"{key} = {value}" for key, value in change.items()) or f"task = {other}"
         if memory.total < now.total:
             found.append(Knob(text, memory, now.total - memory.total))

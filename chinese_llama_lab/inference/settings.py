@@ -53,7 +53,8 @@ class Settings:
         gradient_accumulation: gradients live on while the next batch is computed.
         keeps_inputs: quantized layers keep their inputs, as bitsandbytes did up to July 2024.
         adapter: for inference: LoRA (and whole copies, if `embeddings = "published"`) is not merged.
-        kv_dtype: of the cache. all_logits: logits of every prompt position, not of the last alone.
+        kv_dtype: of the cache; "" for the dtype of the arithmetic. all_logits: logits of every prompt
+            position, not of the last alone.
         cuda_context: bytes outside torch's allocator; 0 for a figure that the allocator gives.
     """
 
@@ -85,11 +86,13 @@ class Settings:
     gradient_accumulation: bool = True
     keeps_inputs: bool = False
     adapter: bool = False
-    kv_dtype: str = "bfloat16"
+    kv_dtype: str = ""
     all_logits: bool = False
     cuda_context: float = CONTEXT
 
     def __post_init__(self) -> None:
+        if not self.kv_dtype:
+            object.__setattr__(self, "kv_dtype", self.dtype)
         for field, known in _CHOICES.items():
             if getattr(self, field) not in known:
                 raise _wrong(field, getattr(self, field), f"one of {', '.join(known)}")
@@ -104,16 +107,14 @@ class Settings:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise _wrong(field, value, f"a whole number of at least {least}")
-        if not 0 <= self.dropout < 1:
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise _wrong("dropout", self.dropout, "a share from 0 to below 1")
-        if not 0 <= self.cuda_context < float("inf"):
+        if not _is_number(self.cuda_context) or not 0 <= self.cuda_context < float("inf"):
             raise _wrong("cuda_context", self.cuda_context, "bytes, 0 or more")
         for field in ("targets", "quantized"):
             unknown = [name for name in getattr(self, field) if name not in MODULES]
             if unknown:
                 raise _wrong(field, unknown[0], f"names out of {', '.join(MODULES)}")
-        if self.task == "lora" and self.quantization.startswith("nf4"):
-            return  # the same as qlora
         if self.task == "full" and self.quantization != "none":
             raise _wrong("quantization", self.quantization, "none: quantized weights have no gradient")
         if self.embeddings == "new-rows" and not self.new_tokens and self.adapted:
@@ -130,6 +131,10 @@ class Settings:
     def tokens(self) -> int:
         """batch × block."""
         return self.batch * self.block
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _wrong(field: str, value: Any, wanted: str) -> EstimateError:

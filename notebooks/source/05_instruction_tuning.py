@@ -273,9 +273,11 @@ print("counted:", len(["I", "want", "to", "go", "for", "a", "walk"]))
 #
 # ## 5. Three ways to train
 #
-# Same rows, same steps, same rate: **right** (chat template, prompt masked), **unmasked** (the
-# prompt is learnt too), and **v1** (another template, masked). Some rows are held out. SmolLM2 came
-# as a chat model of English, so its chat template is not new to it.
+# The recipe tunes the model that has read Chinese, not the one as it came: here `smollm2-zh`, which is
+# chapter 04 done for hours instead of minutes, and comes with the course. Same rows, same steps, same rate:
+# **right** (chat template, prompt masked), **unmasked** (the prompt is learnt too), and **v1** (another
+# template, masked). Some rows are held out. SmolLM2 came as a chat model of English, so its chat template is
+# not new to it.
 
 # %%
 fits = [row for row in alpaca if len(row.output) <= profile["answer_characters"]]
@@ -285,14 +287,16 @@ steps = profile["instruction_steps"]
 recipe = recipe.replace(steps=steps, log_every=max(1, steps // 12), evaluate_every=0)
 print(f"{len(train)} rows to train on, {len(held_out)} held out, {steps} steps")
 folder = Path(tempfile.mkdtemp())
+START = "smollm2-zh"
+start, words = load_base(START, dtype=weights_dtype(recipe))
 
 
 # %%
 def tune(name, **changes):
-    """One variant, from the model as it came."""
-    base, _ = load_base("smollm2", dtype=weights_dtype(recipe))
+    """One variant, from the model that has read Chinese."""
+    base, _ = load_base(START, dtype=weights_dtype(recipe))
     changed = recipe.replace(**changes)
-    return finetune(base, tokenizer, train, changed, folder / name, watch=LiveCurves(name))
+    return finetune(base, words, train, changed, folder / name, watch=LiveCurves(name))
 
 
 reports = {
@@ -300,7 +304,7 @@ reports = {
     "chat, prompt unmasked": tune("unmasked", mask_prompt=False),
     "v1, masked": tune("v1", template="v1"),
 }
-models = {"as it came": model, **{name: report.model for name, report in reports.items()}}
+models = {START: start, **{name: report.model for name, report in reports.items()}}
 
 # %% [markdown]
 # Each model is asked in each template. The measure is what the held-out **answers** cost, in
@@ -310,12 +314,12 @@ models = {"as it came": model, **{name: report.model for name, report in reports
 asked = {}
 for name, tuned in models.items():
     for template in TEMPLATES:
-        asked[name, template] = answer_bits(tuned, tokenizer, held_out, template).bits_per_character
+        asked[name, template] = answer_bits(tuned, words, held_out, template).bits_per_character
 rows = [
     {"model": name, **{template: round(asked[name, template], 3) for template in TEMPLATES}}
     for name in models
 ]
-results.save("05_templates", rows, seed=0, model=f"SmolLM2-135M-Instruct, {weights_dtype(recipe)}")
+results.save("05_templates", rows, seed=0, model=f"{START}, {weights_dtype(recipe)}")
 results.load("05_templates")
 
 # %%
@@ -342,26 +346,32 @@ for name in ("chat, masked", "chat, prompt unmasked"):
 
 # %% [markdown]
 # ## 6. Answers, before and after
+#
+# SmolLM2 as it came, after it read Chinese, and after it was tuned.
 
 # %%
 questions = ["中国的首都是哪座城市？", "请写一句祝朋友生日快乐的话。", "请把“我喜欢读书”翻译成英文。"]
 length = profile["generated_tokens"]
+stages = {
+    "smollm2": (model, tokenizer),
+    START: (start, words),
+    "chat, masked": (models["chat, masked"], words),
+}
 answers = []
 for question in questions:
-    for name in ("as it came", "chat, masked"):
-        said = answer(models[name], tokenizer, question, template="chat", max_new_tokens=length)
+    for name, (one, its) in stages.items():
+        said = answer(one, its, question, template="chat", max_new_tokens=length)
         answers.append({"question": question, "model": name, "answer": said, "characters": len(said)})
 for said in answers:
     print(f"{said['question']}  [{said['model']}, {said['characters']} characters]\n    {said['answer']}")
 
 # %% [markdown]
-# SmolLM2 read almost no Chinese before, and a minute does not change that. What does change at once
-# is the *form*: language, tone and length of an answer. Form is cheap; knowledge is not, and
-# instruction tuning does not add any. How long the answers are:
+# A minute of tuning changes the *form* at once: that there is an answer, its language, tone and length. Form
+# is cheap; knowledge is not, and instruction tuning does not add any. How long the answers are:
 
 # %%
 typical = sum(len(r.output) for r in held_out) / len(held_out)
-for name in ("as it came", "chat, masked"):
+for name in stages:
     said = [a["characters"] for a in answers if a["model"] == name]
     print(f"{name:<14} {sum(said) / len(said):.0f} characters an answer (held-out rows: {typical:.0f})")
 

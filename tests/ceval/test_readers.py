@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 import re
 import zipfile
 from pathlib import Path
@@ -128,6 +129,15 @@ def test_cmmlu(tmp_path):
     assert {question.benchmark for question in found.questions} == {"cmmlu"}
     assert found.select(subject="high_school_physics")[0].about().chinese == "高中物理学"
     assert found.shortfalls[0].startswith("dev: 5 of 335 questions")
+    # How many a subject has in test is not published: what is known is the least.
+    assert found.shortfalls[1].startswith(
+        "test: 4 of at least 6,700 questions: agronomy has 2 of at least 100"
+    )
+    full = {
+        f"test/{key}.csv": table([[n, *VAL[1][1:]] for n in range(100 + len(key))], header)
+        for key in load_subjects("cmmlu")
+    }
+    assert read_questions(archive(tmp_path, full), splits=("test",)).shortfalls == ()
 
 
 def test_the_hubs_parquet_and_the_loaded_data_set(tmp_path):
@@ -182,7 +192,7 @@ BROKEN = [
         "row 2",
         "close the double",
     ),
-    ({"val/law_val.csv": table([good]) + b"2,\x00,"}, "not a table|cells", "row 2", "copy|double"),
+    ({"val/law_val.csv": table([good]) + b"2,\x00,"}, "NUL|not a table", "row 2", "copy|double"),
     ({"val/law_val.csv": b""}, "is empty", "law_val.csv", "copy the file again"),
     ({"val/law_val.csv": table([]).decode().encode("utf-16")}, "UTF-16", "law_val.csv", "UTF-8"),
     ({"val/lav_val.csv": table([good])}, "no subject 'lav'", "lav_val.csv", r"did you mean law \(法学\)"),
@@ -300,6 +310,9 @@ def test_subjects():
         ("高等数雪", "高等数学"),
         ("highschool physics", "high_school_physics"),
         ("laws", "law"),
+        ("Physics", "college_physics .* or high_school_physics"),
+        ("law school", "law "),
+        ("probability", "probability_and_statistics"),
     ):
         with pytest.raises(SubjectError, match=f"did you mean .*{near}"):
             find_subject(wrong)
@@ -307,3 +320,44 @@ def test_subjects():
         find_subject("zzzz")
     with pytest.raises(SubjectError, match="no table of subjects for 'mmlu'"):
         load_subjects("mmlu")
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_zip_with_any_bytes_changed_is_read_or_refused(tmp_path, method):
+    """A Chinese name too, which zipfile decodes without catching anything."""
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", method) as stream:
+        for name, data in FILES.items():
+            stream.writestr(f"正式/{name}", data)
+    whole = path.read_bytes()
+    choose = random.Random(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(choose.randint(1, 3)):
+            damaged[choose.randrange(len(damaged))] ^= choose.randint(1, 255)
+        path.write_bytes(damaged)
+        try:
+            read_questions(path, kind="ceval")
+        except (QuestionError, SubjectError) as error:
+            assert error.where and error.remedy
+            refused += 1
+    assert refused > 50
+
+
+def test_a_zip_with_backslashes_is_not_called_an_attack(tmp_path):
+    path = archive(tmp_path, {"val/law_val.csv": table(VAL)})
+    path.write_bytes(path.read_bytes().replace(b"val/law", b"val\\law"))
+    with pytest.raises(QuestionError, match=r"backslashes in its path[\s\S]*unpack it"):
+        read_questions(path)
+    path.write_bytes(path.read_bytes().replace(b"val\\law_val", b"..\\a\\..\\al"))
+    with pytest.raises(QuestionError, match="leads out of its folder"):
+        read_questions(path)
+
+
+def test_a_nul_byte_is_named_with_its_line(tmp_path):
+    data = table([*VAL, ["2", "第\0题", "甲", "乙", "丙", "丁", "A"]])
+    with pytest.raises(QuestionError, match=r"NUL[\s\S]*law_val.csv, row 3"):
+        read_questions(folder(tmp_path, {"val/law_val.csv": data}))

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from chinese_llama_lab.ceval import reference
 from chinese_llama_lab.ceval.attention import can_pack
 from chinese_llama_lab.ceval.errors import CevalError, LetterError, PromptError, QuestionError
+from chinese_llama_lab.ceval.identity import model_sha256
 from chinese_llama_lab.ceval.prompts import STYLES, build_prompt
 from chinese_llama_lab.ceval.questions import QuestionSet
 from chinese_llama_lab.ceval.score import score
@@ -165,6 +166,17 @@ def test_an_adapter_is_scored_and_known(tokenizer):
     assert run.rows != bare.rows
     assert run.settings["adapters"] == ["default"] and bare.settings["adapters"] == []
     assert run.settings["model_sha256"] != bare.settings["model_sha256"]
+
+
+def test_models_that_differ_in_one_number_have_other_hashes(tokenizer):
+    model = llama(len(tokenizer)).to(torch.bfloat16)
+    before = model_sha256(model)
+    assert model_sha256(model) == before
+    weight = model.get_input_embeddings().weight.data
+    weight[5, 3] += 0.5
+    changed = model_sha256(model)
+    weight[[7, 8]] = weight[[8, 7]]  # the same numbers at other places
+    assert len({before, changed, model_sha256(model)}) == 3
 
 
 def test_an_extended_vocabulary(tokenizer):

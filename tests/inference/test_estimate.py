@@ -188,3 +188,30 @@ def test_bad_options_are_refused(task, options, message):
 def test_a_misspelt_option_is_guessed():
     with pytest.raises(EstimateError, match="did you mean quantization"):
         estimate("smollm2", quantisation="nf4")
+
+
+def test_the_cache_has_the_dtype_of_the_arithmetic():
+    by = {
+        dtype: estimate("llama-7b", dtype=dtype, block=2048).parts["KV cache"]
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert by["float32"] == 2 * by["bfloat16"] == 2 * by["float16"] == 2**31
+    other = estimate("llama-7b", dtype="float32", kv_dtype="float8", block=2048)
+    assert other.parts["KV cache"] == 2**29
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"embeddings": "new-rows"}, {"layers": "lean", "targets": ("q_proj",)}],
+    ids=["no new rows", "lean layers"],
+)
+def test_lora_on_nf4_is_checked_like_qlora(options):
+    for task in ("qlora", "lora"):
+        with pytest.raises(EstimateError):
+            estimate("llama-7b", task, quantization="nf4", **options)
+
+
+@pytest.mark.parametrize("option", [{"dropout": "x"}, {"dropout": True}, {"cuda_context": "1"}])
+def test_options_that_are_no_numbers_are_refused(option):
+    with pytest.raises(EstimateError, match=next(iter(option))):
+        estimate("llama-7b", "lora", **option)

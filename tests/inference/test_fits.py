@@ -103,3 +103,19 @@ def test_set_takes_text_numbers_and_lists(capsys):
 def test_the_command_refuses(arguments):
     with pytest.raises(EstimateError):
         call("estimate", *arguments)
+
+
+def test_a_change_that_goes_with_another_option_alone_is_left_out():
+    lean = knobs("llama-7b", "lora", layers="lean")
+    assert lean and not any("targets" in knob.change for knob in lean)
+    full = knobs("llama-7b", "full", quantization="none")
+    assert {"task = lora", "task = qlora"} <= {knob.change for knob in full}
+
+
+def test_setups_that_cannot_have_an_option_are_left_out():
+    table = fits("llama-7b", 24, quantization="nf4")
+    assert table.rows and not any(name.startswith("full") for name in table.rows)
+    with pytest.raises(EstimateError, match="leave task out"):
+        fits("llama-7b", 24, task="lora")
+    with pytest.raises(EstimateError, match="no option 'blok'"):
+        fits("llama-7b", 24, blok=5)
