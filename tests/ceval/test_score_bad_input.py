@@ -158,7 +158,7 @@ def test_too_few_demonstrations(ceval, questions, tmp_path):
         ceval(), "logic has 3 dev questions, and 5 shots were asked for", "logic_val.csv, row 1", "3 shots"
     )
     file.unlink()
-    refused(ceval(), "logic has 0 dev questions", "add logic_dev.csv")
+    refused(ceval(), "logic has 0 dev questions", "add dev/logic_dev.csv")
     assert not (tmp_path / "run").exists()
     assert ceval("--shots", 0)[0] == 0
     assert ceval("--subjects", "law", out="law")[0] == 0

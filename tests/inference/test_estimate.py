@@ -192,12 +192,12 @@ def test_a_misspelt_option_is_guessed():
 
 def test_the_cache_has_the_dtype_of_the_arithmetic():
     by = {
-        dtype: estimate("llama-7b", dtype=dtype, block=2048).parts["KV cache"]
+        dtype: estimate("llama-7b", dtype=dtype, block=2048).components["KV cache"]
         for dtype in ("float32", "bfloat16", "float16")
     }
     assert by["float32"] == 2 * by["bfloat16"] == 2 * by["float16"] == 2**31
     other = estimate("llama-7b", dtype="float32", kv_dtype="float8", block=2048)
-    assert other.parts["KV cache"] == 2**29
+    assert other.components["KV cache"] == 2**29
 
 
 @pytest.mark.parametrize(
