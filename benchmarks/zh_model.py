@@ -25,7 +25,7 @@ from chinese_llama_lab.quiet import quiet_libraries
 TEXTS = {
     "peoples-daily": ("news of 1998", "zh", True),
     "reviews": ("reviews", "zh", True),
-    "modern": ("web news and notices", "zh", False),
+    "modern": ("web news and notices", "zh", True),
     "hsk-zh": ("textbook sentences", "zh", False),
     "alpaca-zh": ("answers of GPT-4", "zh", False),
     "three-kingdoms": ("a novel of the 14th century", "zh", False),

@@ -793,6 +793,15 @@ speed_here = benchmark("bench_speed", "python benchmarks/speed.py --save")
 speed_here
 
 # %% [markdown]
+# `torch.compile` joins the small operations of a step into few kernels, after compiling once for each shape.
+# It was measured on another, busier machine, beside the other ways of the same run: compare within a model
+# and a kind, and only where the ranges from slowest to fastest do not overlap.
+
+# %%
+compiled_here = benchmark("bench_speed_compile", "python benchmarks/speed.py --compile --save")
+compiled_here
+
+# %% [markdown]
 # ## 10. Elsewhere: llama.cpp and a GPU
 #
 # llama.cpp has no Python in its loop, and kernels made for processors. It reads GGUF files; one line
