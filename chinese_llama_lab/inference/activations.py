@@ -19,19 +19,21 @@ def kept_by_layer(shape: Shape, s: Settings) -> dict[str, float]:
     """Bytes a token that one layer keeps for its backward pass, by what they are.
 
     Keys and values are counted at the width of the queries: under GQA they are repeated for the attention
-    wherever a mask is passed.
+    wherever a mask is passed, except by `lean`.
     """
     size = DTYPES[s.dtype]
     width, inner, queries = shape.width, shape.inner, shape.heads * shape.head_width
     lean = s.layers == "lean" and s.adapted
     by = {"norms": 2.0 * (size * width + 4) if lean else _norms(shape, s)}
     by["q, k, v, attention output"] = 4.0 * size * queries
-    if s.attention == "flash":
+    if s.attention == "lean":
+        by["q, k, v, attention output"] = 2.0 * size * (queries + shape.kv_heads * shape.head_width)
+    elif s.attention == "flash":
         by["log-sums of the scores"] = 4.0 * shape.heads
     else:
         # softmax in float32, and its copy in the arithmetic's dtype; no output beside the input of o_proj
         by["attention scores"] = float((4 + size) * shape.heads * s.block)
-    if s.masked:
+    if s.masked and s.attention != "lean":
         by["mask"] = float(size * s.block)
     by["gate and up"] = 2.0 * size * inner
     if lean and s.quantization == "none":  # one copy of what the norms give; the rest is computed again

@@ -19,7 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "kv_dtype": ("float32", "bfloat16", "float16", "float8"),
     "quantization": ("none", "int8", "nf4", "nf4-double"),
     "embeddings": ("frozen", "new-rows", "published"),
-    "attention": ("flash", "eager"),
+    "attention": ("flash", "eager", "lean"),
     "loss": ("full", "shifted", "chunked", "lean"),
     "layers": ("plain", "lean"),
 }
@@ -41,7 +41,9 @@ class Settings:
         block: tokens a sequence (for inference: prompt and answer). batch: sequences at once.
         gradient_checkpointing: keep each layer's input alone and compute the layer again.
         offload_checkpoints: those inputs in the machine's memory. compile: fused element-wise operations.
-        attention: `flash` keeps no scores; `eager` keeps block × block of them a head.
+        attention: `flash` keeps no scores; `eager` keeps block × block of them a head; `lean` is that of this
+            package's trainer on a CPU in bfloat16 (`chinese_llama_lab.training.lean_attention`), which keeps
+            neither their log-sums nor a mask, and keys and values once.
         loss: `full`: logits, and float32 copies; `shifted`: with the copy that transformers before 4.46 made
             to shift them; `chunked`: float32 copies of `loss_rows` positions alone, logits whole; `lean`:
             logits of `loss_rows` positions alone (`chinese_llama_lab.training.loss`).

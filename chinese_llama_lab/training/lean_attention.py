@@ -30,23 +30,28 @@ def _bias(mask: torch.Tensor | None, batch: int, length: int, like: torch.Tensor
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale · QKᵀ + bias) V; q is (batch, heads, length, width), k and v have a head for several."""
+    """softmax(scale · QKᵀ) V where the mask lets it.
+
+    q is (batch, heads, length, width); k and v have one head for several of q's.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         out = torch.empty(q.shape, dtype=q.dtype)
+        bias = _bias(mask, len(q), q.shape[2], q)
         for b, j, heads, several in _groups(q, k, bias):
             p = _probabilities(_rows(q[b, heads]), k[b, j], several, scale)
             torch.mm(p, v[b, j], out=out[b, heads].view(-1, v.shape[-1]))
-        ctx.save_for_backward(q, k, v, bias)
+        ctx.save_for_backward(q, k, v, mask)  # the mask is the same tensor in all layers, the bias is not
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        q, k, v, bias = ctx.saved_tensors
+        q, k, v, mask = ctx.saved_tensors
+        bias = _bias(mask, len(q), q.shape[2], q)
         to_q, to_k, to_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
         for b, j, heads, several in _groups(q, k, bias):
             queries, g = _rows(q[b, heads]), _rows(gradients[0][b, heads])
@@ -91,7 +96,7 @@ def _attend(
     """transformers' interface. Returns (batch, length, heads, width)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    batch, _, length, width = query.shape
+    length, width = query.shape[2:]
     plain = (
         query.dtype == key.dtype == value.dtype == torch.bfloat16
         and query.device.type == "cpu"
@@ -108,8 +113,7 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return found
-    bias = _bias(attention_mask, batch, length, query)
-    out: torch.Tensor = _Attention.apply(query, key, value, bias, scaling or width**-0.5)
+    out: torch.Tensor = _Attention.apply(query, key, value, attention_mask, scaling or width**-0.5)
     return out.transpose(1, 2).contiguous(), None
 
 

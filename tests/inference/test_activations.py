@@ -95,9 +95,28 @@ def test_lora_with_dropout():
     assert ours + 2 * 3 * 64 == pytest.approx(measured, rel=0.003)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_lean_layers(masked):
+def test_lean_layers_and_attention(masked, kv_heads):
     """This package's own: beside what counts a token, bfloat16 copies of the adapter's float32 weights."""
+    measured = a_layer(
+        r=2,
+        target_modules=list(MODULES),
+        lora_dtype="float32",
+        lean=True,
+        masked=masked,
+        kv_heads=kv_heads,
+    )
+    options = {"rank": 2, "layers": "lean", "attention": "lean", "masked": masked}
+    shape = shape_of(config(1, kv_heads))
+    copies = 2 * lora_parameters(shape, settings("lora", rank=2)) / (BATCH * BLOCK)
+    assert derived("lora", kv_heads, **options) + copies == pytest.approx(measured, rel=0.003)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_lean_layers(masked, monkeypatch):
+    """With torch's attention, as on a GPU."""
+    monkeypatch.setattr("chinese_llama_lab.training.lean_layers.lean_attention", lambda config: nullcontext())
     measured = a_layer(r=2, target_modules=list(MODULES), lora_dtype="float32", lean=True, masked=masked)
     ours = derived("lora", rank=2, layers="lean", masked=masked)
     copies = 2 * lora_parameters(shape_of(config(1)), settings("lora", rank=2)) / (BATCH * BLOCK)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from chinese_llama_lab.training.lean_attention import NAME, _attend, _Attention, _bias, lean_attention
+from chinese_llama_lab.training.lean_attention import NAME, _attend, _Attention, lean_attention
 from chinese_llama_lab.training.lean_layers import lean_layers
 from tests.training.conftest import make_model
 from tests.training.test_lean_layers import IDS, adapted, run
@@ -45,8 +45,8 @@ def reference(q, k, v, mask):
 @pytest.mark.parametrize("heads, shared", [(6, 3), (4, 1), (4, 4)], ids=["GQA", "MHA", "MQA"])
 def test_gradients_are_those_of_differences(length, heads, shared):
     q, k, v = values(length, torch.float64, heads=heads, shared=shared, width=4)
-    bias = _bias(packed(2, length), 2, length, q)
-    assert torch.autograd.gradcheck(lambda *x: _Attention.apply(*x, bias, 0.5), (q, k, v))
+    mask = packed(2, length)
+    assert torch.autograd.gradcheck(lambda *x: _Attention.apply(*x, mask, 0.5), (q, k, v))
 
 
 @pytest.mark.parametrize("mask", ["causal", "packed", "added"])
@@ -54,7 +54,7 @@ def test_values_and_gradients_are_those_of_torch(mask):
     q, k, v = values(40, torch.float64)
     seen = packed(2, 40) if mask != "causal" else torch.ones(2, 1, 40, 40, dtype=torch.bool).tril()
     given = {"causal": None, "packed": seen, "added": torch.zeros(seen.shape).masked_fill(~seen, -1e30)}[mask]
-    out = _Attention.apply(q, k, v, _bias(given, 2, 40, q), 8**-0.5)
+    out = _Attention.apply(q, k, v, given, 8**-0.5)
     expected = reference(q, k, v, seen)
     assert torch.allclose(out, expected, atol=1e-12)
     g = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
