@@ -92,8 +92,6 @@ class Case:
             }
             if self.trainer == "package":
                 options |= {"loss": "lean", "layers": "lean", "masked": True}
-                if self.dtype == "bfloat16":
-                    options["attention"] = "lean"
         return options
 
 
