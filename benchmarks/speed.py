@@ -5,10 +5,10 @@
 Each model in each kind (fp32, bf16, nf4) has a process of its own: the bandwidth of reading as many bytes as
 a step reads, then `generate`, a bare loop, a static cache and this package's fast decoding; then larger
 batches; then the parts of a step. Characters per second are of held-out Chinese news. No training is needed:
-speed does not depend on what the weights say. Ten minutes on two idle cores; --compile adds `torch.compile`,
-eight minutes more, and saves to a table of its own, `bench_speed_compile`. How many of the new tokens are
-those of a first call of `generate` is in `same_as_generate`; where bfloat16 has fewer than all, even for
-`generate` itself, two calls of one function rounded differently and a near tie fell the other way.
+speed does not depend on what the weights say. Ten minutes on two idle cores. --compile measures one sequence
+alone, with `torch.compile` too, and saves to a table of its own, `bench_speed_compile`. How many of the new
+tokens are those of a first call of `generate` is in `same_as_generate`; where bfloat16 has fewer than all,
+even for `generate` itself, two calls of one function rounded differently and a near tie fell the other way.
 
 What was tried beside it (`bench_speed_tried`), each against what is kept:
 - a product with one vector by `linear`, where `mv` is kept
@@ -88,6 +88,8 @@ def measure(place: str, vocabulary: str, kind: str, options: argparse.Namespace)
         tokens = generate(model, ids, new, name)[0, prompt:]
         same = int((tokens == best).cumprod(0).sum())  # of `new`, until the first that differs
         keep(measure_speed(model, tokenizer, engine_name=name, **common), same)
+    if options.compile:
+        return {"speed": rows, "parts": [], "tried": []}
     batches = (2,) if options.quick else (4, 16)
     if vocabulary == "extended" and kind != "nf4":  # nf4 is slow at many rows on a processor
         for name in ("generate", "fast"):
@@ -220,7 +222,7 @@ def main() -> int:
     tables: dict[str, list[dict[str, Any]]] = {"speed": [], "parts": [], "tried": []}
     names = {"speed": "bench_speed", "parts": "bench_speed_parts", "tried": "bench_speed_tried"}
     if options.compile:
-        names = {"speed": "bench_speed_compile"}
+        names["speed"] = "bench_speed_compile"
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary), 200 if options.quick else NEW_TOKENS)
         for vocabulary, place in (("original", "smollm2"), ("extended", temporary)):
@@ -229,7 +231,7 @@ def main() -> int:
                 for name, rows in found.items():
                     if name != "tried" or vocabulary == "extended":
                         tables[name] += rows
-                    if options.save and tables[name] and name in names:
+                    if options.save and tables[name]:
                         results.save(names[name], tables[name], seed=0, model="SmolLM2-135M-Instruct")
     columns = (
         "vocabulary",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from chinese_llama_lab.ceval.errors import CevalError, LetterError
 from chinese_llama_lab.ceval.fitting import fit_prompt
-from chinese_llama_lab.ceval.letters import FORMS, LetterIds, encode, letter_ids
+from chinese_llama_lab.ceval.letters import LetterIds, encode, letter_ids
 from chinese_llama_lab.ceval.prompts import Prompt, choose_shots
 from chinese_llama_lab.ceval.questions import Question, QuestionSet, refuse_repeated_ids
 
@@ -105,14 +104,9 @@ def prepare(
 
 
 def _letters(tokenizer: Any, prompt: Prompt, form: str, question: Question) -> LetterIds:
-    """`letter_ids`; an error names the question, and the other form only where that one works."""
+    """`letter_ids`, whose error names the question as well."""
     try:
         return letter_ids(tokenizer, prompt, form)
     except LetterError as error:
-        remedy = "score by generation, or use a tokenizer that has one token for each letter"
-        with suppress(LetterError):
-            other = next(name for name in FORMS if name != form)
-            letter_ids(tokenizer, prompt, other)
-            remedy = f"use form={other!r}, or score by generation"
         place = question.where or f"{question.subject}, id {question.id}"
-        raise LetterError(error.what, where=f"{place}; {error.where}", remedy=remedy) from None
+        raise LetterError(error.what, where=f"{place}; {error.where}", remedy=error.remedy) from None

@@ -99,16 +99,12 @@ class Container:
         for info in infos:
             parts = info.filename.replace("\\", "/").split("/")
             mode = info.external_attr >> 16
-            problem = ""
+            problem, remedy = "", "do not use this archive; fetch it from its publisher"
             if info.filename.startswith("/") or ".." in parts or ":" in parts[0]:
                 problem = "has a path that leads out of its folder"
             elif "\\" in info.filename:
-                raise QuestionError(
-                    f"member {info.filename!r} has backslashes in its path, which no zip may have",
-                    where=str(self.path),
-                    remedy="unpack it with the program that made it and give the folder, or fetch it from its"
-                    " publisher",
-                )
+                problem = "has backslashes in its path, which no zip may have"
+                remedy = "unpack it with the program that made it and give the folder; or fetch it again"
             elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 problem = "is not an ordinary file"
             elif info.flag_bits & 1:
@@ -117,9 +113,7 @@ class Container:
                 problem = "stands in the archive twice"
             if problem:
                 raise QuestionError(
-                    f"member {info.filename!r} {problem}",
-                    where=str(self.path),
-                    remedy="do not use this archive; fetch it from its publisher",
+                    f"member {info.filename!r} {problem}", where=str(self.path), remedy=remedy
                 )
             if not info.is_dir():
                 self._infos[info.filename] = info

@@ -12,16 +12,14 @@ from chinese_llama_lab.ceval.prompts import choose_shots
 from chinese_llama_lab.ceval.questions import Question
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
-_SAMPLES = 64
-_AT_ONCE = 1 << 22  # values; int64 copies of so many are 32 MB
-_PLACES = 8191
+_AT_ONCE = 1 << 26  # values that are brought to the processor at a time
 
 
 def model_sha256(model: Any) -> str:
-    """Over names, shapes, dtypes, and of every tensor 64 values and two sums: adapters and 4-bit weights too.
+    """Over names, shapes, dtypes and every value of every tensor: adapters and 4-bit weights are among them.
 
-    Two models that differ by training, merging or quantization differ in it, if only in a few rows: the sums
-    are over all values, as integers of their bytes, so that they are the same on every machine.
+    Two models that differ by training, merging or quantization differ in it, if only in one row. A third of a
+    second for 135 million float32 weights.
     """
     import torch
 
@@ -32,29 +30,9 @@ def model_sha256(model: Any) -> str:
             continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.numel():
-            flat = tensor.detach().reshape(-1)
-            # One more than a divisor of the size: values of one column alone would miss most of a matrix.
-            few = flat[:: max(1, flat.numel() // _SAMPLES + 1)][:_SAMPLES].to("cpu")
-            digest.update(few.contiguous().view(torch.uint8).numpy().tobytes())
-            digest.update(f"{_sums(flat)}".encode())
+            for piece in tensor.detach().reshape(-1).split(_AT_ONCE):
+                digest.update(piece.to("cpu").contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _sums(flat: Any) -> tuple[int, int]:
-    """Two checksums of a flat tensor's bits: their sum, and one in which places count."""
-    import torch
-
-    size = flat.element_size()
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(size)
-    bits = flat.contiguous().view(whole) if whole is not None else flat.contiguous().view(torch.uint8)
-    first = second = 0
-    for at in range(0, bits.numel(), _AT_ONCE):
-        piece = bits[at : at + _AT_ONCE].to(torch.int64)
-        total = int(piece.sum())
-        places = torch.arange(len(piece), device=piece.device).remainder_(_PLACES).add_(1)
-        first += total
-        second += int((piece.remainder(1 << 16) * places).sum()) + at * total
-    return first, second
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

@@ -65,19 +65,14 @@ def letter_ids(tokenizer: Any, prompt: Prompt, form: str = "bare") -> LetterIds:
     """
     if form not in FORMS:
         raise LetterError(f"form is {form!r}", where="form", remedy=f"use one of {', '.join(FORMS)}")
-    text = prompt.text
-    space = " " if form == "spaced" and not text.endswith(" ") else ""
-    alone = encode(tokenizer, text, writes_bos=prompt.writes_bos)
-    joint = [encode(tokenizer, text + space + letter, writes_bos=prompt.writes_bos) for letter in LETTERS]
-    context = _shared_start([alone, *joint])
-    rests = [ids[len(context) :] for ids in joint]
+    alone, context, rests = _parted(tokenizer, prompt, form)
     for letter, rest in zip(LETTERS, rests, strict=True):
         if len(rest) != 1:
             shown = " ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(rest))
             raise LetterError(
                 f"the letter {letter} takes {len(rest)} tokens behind this prompt: {shown}",
                 where=f"style {prompt.style}, form {form}",
-                remedy=f"use form={'bare' if form == 'spaced' else 'spaced'!r}, or score by generation",
+                remedy=_way_out(tokenizer, prompt, form),
             )
     ids = [rest[0] for rest in rests]
     tokens = tuple(str(token) for token in tokenizer.convert_ids_to_tokens(ids))
@@ -89,7 +84,25 @@ def letter_ids(tokenizer: Any, prompt: Prompt, form: str = "bare") -> LetterIds:
         )
     if not context:
         raise LetterError("nothing stands before the letter", where="prompt", remedy="give a prompt")
-    return LetterIds(form, tuple(context), _four(ids), tokens, len(alone) - len(context))
+    return LetterIds(form, tuple(context), _four(ids), tokens, alone - len(context))
+
+
+def _parted(tokenizer: Any, prompt: Prompt, form: str) -> tuple[int, list[int], list[list[int]]]:
+    """How many ids the prompt alone has, those it shares with all letters behind it, and each letter's own."""
+    text = prompt.text
+    space = " " if form == "spaced" and not text.endswith(" ") else ""
+    alone = encode(tokenizer, text, writes_bos=prompt.writes_bos)
+    joint = [encode(tokenizer, text + space + letter, writes_bos=prompt.writes_bos) for letter in LETTERS]
+    context = _shared_start([alone, *joint])
+    return len(alone), context, [ids[len(context) :] for ids in joint]
+
+
+def _way_out(tokenizer: Any, prompt: Prompt, form: str) -> str:
+    """The other form where it works, for the message."""
+    other = "bare" if form == "spaced" else "spaced"
+    if all(len(rest) == 1 for rest in _parted(tokenizer, prompt, other)[2]):
+        return f"use form={other!r}, or score by generation"
+    return "score by generation, or use a tokenizer that has one token for each letter"
 
 
 def _shared_start(rows: Sequence[Sequence[int]]) -> list[int]:

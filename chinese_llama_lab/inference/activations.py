@@ -25,12 +25,11 @@ def kept_by_layer(shape: Shape, s: Settings) -> dict[str, float]:
     width, inner, queries = shape.width, shape.inner, shape.heads * shape.head_width
     lean = s.layers == "lean" and s.adapted
     by = {"norms": 2.0 * (size * width + 4) if lean else _norms(shape, s)}
-    by["q, k, v, attention output"] = 4.0 * size * queries
-    if s.attention == "lean":
-        by["q, k, v, attention output"] = 2.0 * size * (queries + shape.kv_heads * shape.head_width)
-    elif s.attention == "flash":
+    read = shape.kv_heads if s.attention == "lean" else shape.heads
+    by["q, k, v, attention output"] = 2.0 * size * (queries + read * shape.head_width)
+    if s.attention == "flash":
         by["log-sums of the scores"] = 4.0 * shape.heads
-    else:
+    elif s.attention == "eager":
         # softmax in float32, and its copy in the arithmetic's dtype; no output beside the input of o_proj
         by["attention scores"] = float((4 + size) * shape.heads * s.block)
     if s.masked and s.attention != "lean":

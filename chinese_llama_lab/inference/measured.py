@@ -77,7 +77,6 @@ class Case:
         """The options of `estimate` that say the same run; nothing of CUDA is on a CPU."""
         options: dict[str, Any] = {
             "dtype": self.dtype,
-            "kv_dtype": self.dtype,
             "quantization": self.kind if self.kind.startswith("nf4") else "none",
             "block": self.block,
             "batch": self.batch,
