@@ -88,7 +88,7 @@ def letter_ids(tokenizer: Any, prompt: Prompt, form: str = "bare") -> LetterIds:
 
 
 def _parted(tokenizer: Any, prompt: Prompt, form: str) -> tuple[int, list[int], list[list[int]]]:
-    """How many ids the prompt alone has, those it shares with all letters behind it, and each letter's own."""
+    """How many ids the prompt alone has, those it shares with all letters behind it, each letter's own."""
     text = prompt.text
     space = " " if form == "spaced" and not text.endswith(" ") else ""
     alone = encode(tokenizer, text, writes_bos=prompt.writes_bos)
