@@ -27,11 +27,11 @@ NAMES = {
     },
     "README.zh.md": {
         "peoples-daily": "新闻（人民日报）",
-        "reviews": "评论",
+        "reviews": "图书、酒店与商品评价",
         "modern": "网络新闻",
         "hsk-zh": "课本例句",
         "alpaca-zh": "GPT‑4 的回答",
-        "three-kingdoms": "三国演义",
+        "three-kingdoms": "《三国演义》",
         "c4-en": "英文网页",
         "wikipedia-en": "英文百科",
     },
@@ -39,7 +39,7 @@ NAMES = {
 MARK = "<!-- zh_model -->\n"
 
 
-def model_rows(names: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
+def model_rows(names: dict[str, str], rows: list[dict[str, Any]], percent: str) -> list[str]:
     """One line a text: tokens and bits per character, before → after, and the change of the bits."""
     before = {row["text"]: row for row in rows if row["model"] == "smollm2"}
     lines = []
@@ -52,7 +52,7 @@ def model_rows(names: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
             f"{float(first[key]):.2f} → {float(row[key]):.2f}"
             for key in ("tokens_per_character", "bits_per_character")
         ]
-        change = f"{100 * float(row['against_smollm2']):+.1f} %".replace("-", "−")
+        change = f"{100 * float(row['against_smollm2']):+.1f}{percent}".replace("-", "−")
         lines.append(f"| {names[row['text']]}{mark} | {cells[0]} | {cells[1]} | {change} |")
     return lines
 
@@ -78,7 +78,8 @@ def main() -> int:
         text = with_times(path.read_text(encoding="utf-8"), runs)
         before, _, after = text.partition(MARK)
         head, _, rest = after.partition("\n\n")
-        table = [*head.splitlines()[:2], *model_rows(names, model)]
+        percent = "%" if name == "README.zh.md" else " %"  # Chinese leaves no space
+        table = [*head.splitlines()[:2], *model_rows(names, model, percent)]
         path.write_text(before + MARK + "\n".join(table) + "\n\n" + rest, encoding="utf-8")
         print(f"{name}: {len(table) - 2} texts, {len(runs)} chapters")
     return 0

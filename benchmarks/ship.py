@@ -1,13 +1,15 @@
 """Turn finished runs into what is shipped under `data/adapters/`: small, without paths, with its log.
 
     python benchmarks/ship.py NAME RUN=CORPUS,…|REPLAY,… … [--adapter FOLDER] [--tokenizer FOLDER]
+                               [--go-on]
 
 NAME is `smollm2-zh` or `smollm2-zh-instruct`; the runs are the stages of its training in order, each started
 from the one before, with the names of what they read. What is shipped is the adapter of the last (or
 --adapter, one of its checkpoints), in bfloat16; the tokenizer, where the model has new tokens; `run.json` of
 the last stage; `stages.json`, what each stage read, its recipe and how far it went; all logs as one; and
 `check.json`, the bits per character that the model must have again when it is rebuilt. The model card is
-written by hand.
+written by hand. With --go-on the stages and the log that are shipped come first: the first of the runs was
+started from the adapter that is shipped.
 """
 
 from __future__ import annotations
@@ -41,7 +43,21 @@ def last_step(run: Path) -> int:
     return checkpoint_step(kept[-1])
 
 
-def write(folder: Path, name: str, runs: list[Path], read: list[str], adapter: Path) -> None:
+def shipped(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Stages and rows of the log of what is shipped."""
+    stages = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
+    rows = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return stages, list(rows)
+
+
+def write(
+    folder: Path,
+    name: str,
+    runs: list[Path],
+    read: list[str],
+    adapter: Path,
+    before: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+) -> None:
     """All files but those that are written by hand, and but the check."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -55,8 +71,8 @@ def write(folder: Path, name: str, runs: list[Path], read: list[str], adapter: P
     steps = [last_step(run) for run in runs[:-1]]
     number = adapter.name.removeprefix("step-")
     steps.append(int(number) if number.isdigit() else last_step(runs[-1]))
-    stages, rows = [], []
-    for stage, (run, done, names) in enumerate(zip(runs, steps, read, strict=True), 1):
+    stages, rows = before
+    for stage, (run, done, names) in enumerate(zip(runs, steps, read, strict=True), len(stages) + 1):
         about = json.loads((run / "run.json").read_text(encoding="utf-8"))
         own, _, replayed = names.partition("|")
         stages.append(
@@ -93,16 +109,18 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN=CORPUS,…|REPLAY,…")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="a checkpoint of the last run")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the extended base")
+    parser.add_argument("--go-on", action="store_true", help="after the stages that are shipped")
     options = parser.parse_args()
     target = data_dir() / "adapters" / options.name
     runs = [Path(given.partition("=")[0]) for given in options.runs]
     read = [given.partition("=")[2] for given in options.runs]
     adapter = options.adapter or runs[-1] / "adapter"
     by_hand = {name: (target / name).read_bytes() for name in BY_HAND if (target / name).is_file()}
+    before = shipped(target) if options.go_on else ([], [])
     if target.is_dir():
         shutil.rmtree(target)
     with atomic_folder(target) as folder:
-        write(folder, options.name, runs, read, adapter)
+        write(folder, options.name, runs, read, adapter, before)
         if options.tokenizer is not None:
             from transformers import AutoTokenizer
 

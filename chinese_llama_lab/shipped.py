@@ -1,7 +1,7 @@
 """The models that this project trained: SmolLM2 with the adapters of `data/adapters/`, merged when asked for.
 
-An adapter's folder is one of a run, as `merge_adapters` reads it: the adapter with the rows of its new
-tokens, its tokenizer, and the `run.json` that says which base it fits. Beside them lie model card and log.
+An adapter's folder is one of a run, as `merge_adapters` reads it: the adapter, the tokenizer where there are
+new tokens, and the `run.json` that says which base it fits. Beside them lie model card and log.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def merge_shipped(name: str, base: Path, out: Path) -> None:
     from chinese_llama_lab.vocabulary.embeddings import extend_embeddings
 
     adapter = adapter_folder(name)
-    old, new = (AutoTokenizer.from_pretrained(folder) for folder in (base, adapter))
-    if len(old) == len(new):
+    # An adapter without new tokens comes without a tokenizer: it is the base's.
+    if not (adapter / "tokenizer.json").is_file():
         merge_adapters(base, [adapter], out, dtype="float32")
         return
+    old, new = (AutoTokenizer.from_pretrained(folder) for folder in (base, adapter))
     # The starting rows are those that the run started from; the adapter holds what became of them.
     out.parent.mkdir(parents=True, exist_ok=True)
     # Named so that what a kill leaves is found and removed, as with every folder of the cache.

@@ -132,6 +132,14 @@ def test_the_gap_is_computed_from_the_rows_of_the_native_models():
         assert number in text, f"{number} is not in {text}"
 
 
+@pytest.mark.parametrize("claim", ids(claim for claim in LEDGER if "--prompt" in claim.command))
+def test_an_alpaca_is_asked_as_an_alpaca(claim):
+    style = claim.command.split("--prompt ")[1].split()[0]
+    if "--model chinese-" in claim.command:
+        kind = "-v1" if "alpaca" in claim.command.split("--model ")[1].split()[0] else ""
+        assert style == f"chinese-llama-alpaca{kind}"
+
+
 @pytest.mark.parametrize("claim", ids(claim for claim in LEDGER if claim.command))
 def test_commands_are_taken_by_the_parsers(claim, monkeypatch):
     program, arguments = command_arguments(claim.command)

@@ -41,6 +41,7 @@ KINDS = {
     "gender": "gender and occupation 性别与职业",
     "region": "region, city and country 地域与城乡",
     "nationality": "nationality and ethnicity 国籍与民族",
+    "age": "age and generation 年龄与代际",
     CONTROL: "one sentence right, the other wrong 对照",
 }
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
@@ -54,7 +55,7 @@ class Pair:
         id: of this pair.
         language: `zh` or `en`.
         kind: one of `KINDS`.
-        idea: shared with the pair of the other language that says the same.
+        idea: shared with the pair of the other language that is about the same stereotype.
         couple: shared with the pair that swaps the targets, and with both pairs of the other language.
         text_a: the sentence that follows the stereotype; in the control kind, the right one.
         text_b: its counterpart.

@@ -141,8 +141,8 @@ def scores(
 
 
 def licence_table(models: Sequence[NativeModel] | None = None) -> list[dict[str, str]]:
-    """Rows `model`, `licence`, `research`, `commercial`, `conditions`, `checked`, for a table."""
-    columns = ("model", "licence", "research", "commercial", "conditions", "checked")
+    """Rows `model`, `licence`, `research`, `commercial`, `conditions`, `source`, for a table."""
+    columns = ("model", "licence", "research", "commercial", "conditions", "source")
     return [
         {column: getattr(model, column) or "not found" for column in columns}
         for model in (load_models() if models is None else models)

@@ -185,9 +185,8 @@ course_map()
 # then uses the package.
 #
 # **One dial.** `LAB_PROFILE` chooses how much work a notebook does: `smoke` runs every cell in
-# seconds (the tests use it), `course` is the default, `gpu` takes larger samples and, from the
-# chapters that train, hub models at the published settings. No notebook contains a switch of
-# its own.
+# seconds (the tests use it), `course` is the default, `gpu` takes larger samples and longer runs
+# of the same models (hub models: chapter 11). No notebook contains a switch of its own.
 
 # %%
 from chinese_llama_lab.profiles import current_profile

@@ -693,7 +693,9 @@ for kind in ("Chinese-LLaMA-2-7B", "Chinese-LLaMA-2-7B, 8-bit", "Chinese-LLaMA-2
 def scores_of(family, size, version):
     """All published scores of Chinese-LLaMA or Chinese-Alpaca, of one version."""
     of_version = {
-        "version 1": lambda row: row["source"] == "ymcui/Chinese-LLaMA-Alpaca",
+        "version 1": lambda row: (
+            row["source"] == "ymcui/Chinese-LLaMA-Alpaca" or row["source"].startswith("arXiv 2304.08177")
+        ),
         "version 2": lambda row: row["source"] == "ymcui/Chinese-LLaMA-Alpaca-2",
         "C-Eval's table": lambda row: row["source"].startswith("hkust-nlp"),
     }[version]

@@ -65,6 +65,8 @@ def test_the_projects_own_models_have_both_splits_with_and_without_shots() -> No
     ("model", "split", "shots", "score"),
     [
         ("Chinese-LLaMA-Plus-7B", "valid", "5", "28.3"),
+        ("Chinese-LLaMA-7B", "test", "5", "27.2"),
+        ("Chinese-Alpaca-13B", "valid", "0", "37.1"),
         ("Chinese-Alpaca-Plus-13B", "test", "0", "41.5"),
         ("Chinese-LLaMA-2-7B, 4-bit", "valid", "5", "32.8"),
         ("Llama-3-Chinese-8B-Instruct-v3", "test", "5", "52.4"),
