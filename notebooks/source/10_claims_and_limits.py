@@ -635,7 +635,8 @@ with widened(wide, inside["layer"], factor):
 print(f"layer {inside['layer']}, inner values × {factor:.0f}")
 for kind in before:
     print(f"{kind:<9} loss {before[kind]:.3f} → {after[kind]:.3f}")
-overflow = [{"dtype": kind, "before": before[kind], "after": after[kind]} for kind in before]
+number = {kind: loss if loss == loss else "not a number" for kind, loss in after.items()}
+overflow = [{"dtype": kind, "before": before[kind], "after": number[kind]} for kind in before]
 results.save("10_float16_overflow", overflow, model="SmolLM2-135M-Instruct, one layer rescaled")
 results.save("10_float16_pitfalls", pitfalls())
 
