@@ -8,7 +8,6 @@ A test holds the READMEs to the same tables.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from chinese_llama_lab import results
@@ -74,7 +73,7 @@ def main() -> int:
     model = results.read_table(folder / "zh_model.csv").rows
     runs = {f"{int(row['chapter']):02d}": row for row in results.read_table(folder / "course_runs.csv").rows}
     for name, names in NAMES.items():
-        path = Path(folder).parent / name
+        path = folder.parent / name
         text = with_times(path.read_text(encoding="utf-8"), runs)
         before, _, after = text.partition(MARK)
         head, _, rest = after.partition("\n\n")
