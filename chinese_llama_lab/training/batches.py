@@ -18,11 +18,15 @@ _SORTED_AT_ONCE = 50  # batches; rows are sorted by length within so many
 
 @dataclass(frozen=True)
 class Item:
-    """One sequence of a batch: ids, labels, and positions where they start again within it."""
+    """One sequence of a batch: ids, labels, and positions where they start again within it.
+
+    `replayed`, where it matters: whether each token belongs to a replayed document.
+    """
 
     input_ids: list[int]
     labels: list[int]
     positions: list[int] | None
+    replayed: list[bool] | None = None
 
 
 class Sequences:
@@ -59,10 +63,10 @@ class Sequences:
 
 
 class BlockSequences(Sequences):
-    """Packed blocks."""
+    """Packed blocks. `mark_replayed`: items say which tokens are replayed."""
 
-    def __init__(self, packed: Packed) -> None:
-        self._packed = packed
+    def __init__(self, packed: Packed, *, mark_replayed: bool = False) -> None:
+        self._packed, self._mark = packed, mark_replayed
         self.lengths = [packed.block] * len(packed)
         self.characters_per_token = packed.characters_per_token
         self.summary = repr(packed)
@@ -73,7 +77,7 @@ class BlockSequences(Sequences):
     def item(self, index: int) -> Item:
         ids = self._packed.block_ids(index)
         positions = self._packed.block_positions(index) if self._packed.separate else None
-        return Item(ids, ids, positions)
+        return Item(ids, ids, positions, self._packed.block_replayed(index) if self._mark else None)
 
     def documents(self, index: int) -> list[str]:
         numbers = self._packed.block_documents(index)
@@ -154,6 +158,8 @@ def run_order(
 def collate(pad: int, rows: Sequence[tuple[int, Item]]) -> dict[str, torch.Tensor]:
     """Right-padded int64 tensors of shape (rows, longest), and `sequence`: their numbers.
 
+    `replayed`, bool, is there where a row says which tokens are; padding is not.
+
     There is no attention mask: attention is causal and padding comes last, so no real token sees any.
     The first label is set aside, since nothing comes before it.
     """
@@ -173,4 +179,9 @@ def collate(pad: int, rows: Sequence[tuple[int, Item]]) -> dict[str, torch.Tenso
             positions[n, size:] = item.positions[-1] + 1 + torch.arange(longest - size)
     labels[:, 0] = IGNORED
     batch = {"input_ids": ids, "labels": labels, "sequence": torch.tensor([index for index, _ in rows])}
+    if any(item.replayed for _, item in rows):
+        batch["replayed"] = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for n, (_, item) in enumerate(rows):
+            if item.replayed:
+                batch["replayed"][n, : len(item.replayed)] = torch.tensor(item.replayed)
     return batch | {"position_ids": positions} if packed else batch

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -17,16 +18,61 @@ import torch
 from torch.nn import functional
 
 from chinese_llama_lab.training.instructions import IGNORED
+from chinese_llama_lab.training.replay import BeforeAdapting, soft_positions
 
 HEAD_ROWS = 128  # positions whose logits exist at the same time
 
 
+class _Tokens:
+    """Labels that are token ids, (n,)."""
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        self._ids = ids
+
+    def loss(self, piece: slice, logits: torch.Tensor) -> torch.Tensor:
+        """Sum of the cross-entropies of float32 logits of these rows, nats."""
+        return functional.cross_entropy(logits, self._ids[piece], reduction="sum")
+
+    def into_gradient(self, piece: slice, logits: torch.Tensor) -> torch.Tensor:
+        """The same sum; the logits are overwritten with its gradient: the chances, less one at the label."""
+        wanted = self._ids[piece, None]
+        log_sum = logits.logsumexp(-1, keepdim=True)
+        total = (log_sum - logits.gather(-1, wanted)).sum()
+        logits.sub_(log_sum).exp_()
+        logits.scatter_add_(-1, wanted, logits.new_full(wanted.shape, -1.0))
+        return total
+
+
+class _Taught:
+    """Labels that are what a teacher says of the next token, from its hidden states (n, width)."""
+
+    def __init__(self, teacher: BeforeAdapting, hidden: torch.Tensor) -> None:
+        self._teacher, self._hidden = teacher, hidden
+
+    def loss(self, piece: slice, logits: torch.Tensor) -> torch.Tensor:
+        """As in `_Tokens`: the divergence from the teacher, plus the teacher's own entropy."""
+        return functional.cross_entropy(logits, self._teacher.chances(self._hidden[piece]), reduction="sum")
+
+    def into_gradient(self, piece: slice, logits: torch.Tensor) -> torch.Tensor:
+        """As in `_Tokens`: the gradient is the difference of the chances."""
+        chances = self._teacher.chances(self._hidden[piece])
+        log_sum = logits.logsumexp(-1, keepdim=True)
+        total = (log_sum[:, 0] - (chances * logits).sum(-1)).sum()
+        logits.sub_(log_sum).exp_().sub_(chances)
+        return total
+
+
 class _SummedLoss(torch.autograd.Function):
-    """Sum of the cross-entropies of `head(hidden)` against `targets`, in nats."""
+    """Sum of the cross-entropies of `head(hidden)` against labels, in nats."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, rows: int, *parameters: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        labels: _Tokens | _Taught,
+        head: Any,
+        rows: int,
+        *parameters: torch.Tensor,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         # Probabilities near 1/50,000 would vanish in float16's gradients: scale them meanwhile.
@@ -35,18 +81,13 @@ class _SummedLoss(torch.autograd.Function):
         to_parameters = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         wide = torch.empty(0, device=hidden.device)
         for at in range(0, len(hidden), rows):
-            wanted = targets[at : at + rows, None]
             with torch.enable_grad():
                 piece = hidden[at : at + rows].detach().requires_grad_()
                 logits = head(piece)
             if wide.shape != logits.shape:  # one buffer for all pieces: fresh memory is slow to touch
                 wide = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
             wide.copy_(logits.detach())
-            log_sum = wide.logsumexp(-1, keepdim=True)
-            total += (log_sum - wide.gather(-1, wanted)).sum()
-            # The gradient of cross-entropy: the probabilities, less one at the target.
-            wide.sub_(log_sum).exp_()
-            wide.scatter_add_(-1, wanted, wide.new_full(wanted.shape, -1.0))
+            total += labels.into_gradient(slice(at, at + rows), wide)
             found = torch.autograd.grad(
                 logits, [piece, *parameters], (wide.mul_(scale) if scale != 1 else wide).to(logits.dtype)
             )
@@ -81,18 +122,41 @@ def summed_loss(
         hidden: (n, width). targets: (n,) token ids, none of them -100.
         rows: how many positions at a time.
     """
+    return _summed(head, hidden, _Tokens(targets), rows)
+
+
+def taught_loss(
+    head: Any,
+    hidden: torch.Tensor,
+    teacher: BeforeAdapting,
+    taught: torch.Tensor,
+    *,
+    rows: int = HEAD_ROWS,
+) -> torch.Tensor:
+    """As `summed_loss`, against what a teacher says of the next token instead of one token each.
+
+    Its gradient is that of the divergence KL(teacher ‖ model); its value is that plus the teacher's entropy,
+    so that it compares with a cross-entropy of text.
+
+    Args:
+        teacher: gives the chances. taught: its own hidden states at the same positions, (n, width).
+    """
+    return _summed(head, hidden, _Taught(teacher, taught), rows)
+
+
+def _summed(head: Any, hidden: torch.Tensor, labels: _Tokens | _Taught, rows: int) -> torch.Tensor:
     if any(hasattr(p, "to_local") for p in head.parameters()):
         # A head that FSDP2 shards on its own gathers its parameters when it is called: it is called once, and
         # autograd must see it.
-        return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        return labels.loss(slice(None), head(hidden).float())
     parameters = [p for p in head.parameters() if p.requires_grad]
     if torch.is_grad_enabled() and (hidden.requires_grad or parameters):
-        value: torch.Tensor = _SummedLoss.apply(hidden, targets, head, rows, *parameters)
+        value: torch.Tensor = _SummedLoss.apply(hidden, labels, head, rows, *parameters)
         return value
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for at in range(0, len(hidden), rows):
-        logits = head(hidden[at : at + rows]).float()
-        total += functional.cross_entropy(logits, targets[at : at + rows], reduction="sum")
+        piece = slice(at, at + rows)
+        total += labels.loss(piece, head(hidden[piece]).float())
     return total
 
 
@@ -103,6 +167,8 @@ def _forward(
     position_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     num_items_in_batch: Any = None,
+    replayed: torch.Tensor | None = None,
+    teacher: BeforeAdapting | None = None,
     **others: Any,
 ) -> Any:
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -115,28 +181,35 @@ def _forward(
             attention_mask=attention_mask,
             **others,
         )
+    targets = labels[:, 1:]
+    kept = targets != IGNORED
+    count = kept.sum() if num_items_in_batch is None else num_items_in_batch
+    taught = None
+    if teacher is not None and input_ids is not None and position_ids is not None and replayed is not None:
+        soft = soft_positions(replayed, position_ids) & kept
+        if soft.any():
+            taught, kept = teacher.hidden(input_ids, position_ids, replayed, soft), kept & ~soft
     # No cache: with one, transformers does not separate packed documents.
     hidden = self.get_decoder()(
         input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-    ).last_hidden_state
-    targets = labels[:, 1:].reshape(-1)
-    kept = targets != IGNORED
-    total = summed_loss(
-        self.get_output_embeddings(), hidden[:, :-1].reshape(len(targets), -1)[kept], targets[kept]
-    )
-    return CausalLMOutputWithPast(
-        loss=total / (kept.sum() if num_items_in_batch is None else num_items_in_batch)
-    )
+    ).last_hidden_state[:, :-1]
+    head = self.get_output_embeddings()
+    total = summed_loss(head, hidden[kept], targets[kept])
+    if taught is not None and teacher is not None:
+        total = total + taught_loss(head, hidden[soft], teacher, taught)
+    return CausalLMOutputWithPast(loss=total / count)
 
 
 @contextmanager
-def lean_loss(causal: Any) -> Iterator[None]:
+def lean_loss(causal: Any, teacher: BeforeAdapting | None = None) -> Iterator[None]:
     """Within the block, `causal(..., labels=...)` computes its loss as above and returns no logits.
 
     Args:
         causal: a transformers causal language model (of a PeftModel: `get_base_model()`).
+        teacher: whose distribution is the label where `replayed`, bool (sequences, tokens), is given and says
+            so, from one token of a replayed document to its next.
     """
-    causal.forward = MethodType(_forward, causal)
+    causal.forward = MethodType(partial(_forward, teacher=teacher), causal)
     try:
         yield
     finally:

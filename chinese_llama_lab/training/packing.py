@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from chinese_llama_lab.tokenization.base import utf8_lengths
@@ -83,6 +84,12 @@ class Packed:
         first = bisect_right(self.starts, index * self.block) - 1
         return self.documents[first : bisect_right(self.starts, (index + 1) * self.block - 1)]
 
+    def block_replayed(self, index: int) -> list[bool]:
+        """Whether each token of a block belongs to a replayed document."""
+        begin, end = index * self.block, (index + 1) * self.block
+        inside = self.starts[bisect_right(self.starts, begin) : bisect_right(self.starts, end - 1)]
+        return replayed_tokens([start - begin for start in inside], self.block_documents(index), self.block)
+
     def __repr__(self) -> str:
         replay = f", {self.replay_share:.1%} of the tokens replayed" if self.replay_asked else ""
         if abs(self.replay_share - self.replay_asked) > 0.02:  # a short run, and long documents to replay
@@ -91,6 +98,18 @@ class Packed:
             f"{len(self)} blocks of {self.block} tokens from {len(self.documents)} documents{replay}; "
             f"tail of {self.tail} tokens left out"
         )
+
+
+def replayed_tokens(starts: Sequence[int], documents: Sequence[int], block: int) -> list[bool]:
+    """Whether each token of a block belongs to a replayed document.
+
+    Args:
+        starts: places in the block where documents begin; the first may lie in it or before it.
+        documents: their numbers, below zero for those replayed, the one that began before included.
+    """
+    edges = [0, *(start for start in starts if start), block]
+    spans = zip(documents, pairwise(edges), strict=True)
+    return [number < 0 for number, (begin, end) in spans for _ in range(begin, end)]
 
 
 def pack(

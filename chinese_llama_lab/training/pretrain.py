@@ -108,7 +108,7 @@ def _sequences(corpus: Any, tokenizer: Any, recipe: Recipe, replay: Iterable[Any
         replay_share=recipe.replay_share,
         tokens=recipe.steps * recipe.batch * recipe.block or None,
     )
-    return BlockSequences(packed)
+    return BlockSequences(packed, mark_replayed=recipe.replay_target == "base")
 
 
 def check_task(recipe: Recipe, task: str) -> None:

@@ -42,6 +42,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "template": TEMPLATES,
     "too_long": tuple(TOO_LONG),
     "batching": ("length", "packing"),
+    "replay_target": ("text", "base"),
 }
 # (least, most, whether the least itself is allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -92,6 +93,8 @@ class Recipe:
         quantization: of the frozen weights. gradient_checkpointing: compute activations twice rather than
             keep them. device: `gpu` if it was made for one.
         separate_documents, bos, replay_share: of packing (`packing.py`).
+        replay_target: what replayed documents are trained towards: their `text`, or at each token all that
+            the `base`, the model without its adapter, says of the next (`replay.py`).
         template, too_long, mask_prompt, batching: of instruction rows (`instructions.py`).
         seed: of data order, LoRA's start and dropout.
         log_every, evaluate_every, save_every: optimizer steps; 0 only at the end. keep: checkpoints.
@@ -133,6 +136,7 @@ class Recipe:
     separate_documents: bool = True
     bos: bool = False
     replay_share: float = 0.0
+    replay_target: str = "text"
     template: str = "v2"
     too_long: str = "cut"
     mask_prompt: bool = True
@@ -171,6 +175,12 @@ class Recipe:
         if self.embeddings != "frozen" and not self.embedding_modules:
             refuse(
                 "embedding_modules is empty", f"name some of {', '.join(MATRICES)}, or embeddings = frozen"
+            )
+        if self.replay_target == "base" and not self.separate_documents:
+            refuse(
+                "replay_target is base, and documents are not kept apart: the base would have to read what"
+                " lies between them too",
+                "use separate_documents = true, or replay_target = text",
             )
         if self.dora and self.quantization == "int8":
             refuse("dora with int8 is not supported", "use quantization = nf4 or none, or dora = false")

@@ -37,6 +37,7 @@ from chinese_llama_lab.training.lean_layers import lean_layers
 from chinese_llama_lab.training.lora import add_lora, check_adaptable, lean_rows
 from chinese_llama_lab.training.loss import lean_loss
 from chinese_llama_lab.training.recipe import Recipe
+from chinese_llama_lab.training.replay import BeforeAdapting
 from chinese_llama_lab.training.reports import Meter, RunLog, RunReport, Watcher
 from chinese_llama_lab.training.stopping import StopSignal
 from chinese_llama_lab.training.trainer import LabTrainer, training_arguments
@@ -101,7 +102,8 @@ def train(
         warnings.warn(f"{reason}; the one before it is taken", stacklevel=3)
     meter = Meter()
     with ExitStack() as stack:
-        stack.enter_context(lean_loss(adapted.get_base_model()))
+        teacher = BeforeAdapting(adapted, new_tokens) if recipe.replay_target == "base" else None
+        stack.enter_context(lean_loss(adapted.get_base_model(), teacher))
         stack.enter_context(lean_layers(adapted))
         stop = stack.enter_context(StopSignal())
         bar = tqdm(total=arguments.max_steps, disable=not (progress and main), desc=recipe.name, unit="step")

@@ -21,6 +21,7 @@ from datasets import Dataset, concatenate_datasets
 
 from chinese_llama_lab.training.batches import Item, Sequences
 from chinese_llama_lab.training.errors import TrainingError
+from chinese_llama_lab.training.packing import replayed_tokens
 from chinese_llama_lab.training.recipe import Recipe
 from chinese_llama_lab.training.shard_index import ShardIndex, read_index, tokenizer_fingerprint
 
@@ -100,11 +101,13 @@ class ShardSequences(Sequences):
 
     Attributes:
         index: what the folder holds. separate: whether positions start again at each document.
+        mark_replayed: whether items say which tokens are replayed.
         others as in `Sequences`; `summary` is the index's.
     """
 
     def __init__(self, index: ShardIndex, data: Dataset, *, separate: bool = True) -> None:
         self.index, self.separate, self._data = index, separate, data
+        self.mark_replayed = False
         # A list would take 8 bytes a block, all of them the same number.
         self.lengths = cast("list[int]", _Same(index.options.block, len(data)))
         self.characters_per_token = index.characters_per_token
@@ -122,7 +125,8 @@ class ShardSequences(Sequences):
         row = self._data[index]
         ids = row["input_ids"]
         positions = block_positions(row["starts"], len(ids)) if self.separate else None
-        return Item(ids, ids, positions)
+        replayed = replayed_tokens(row["starts"], row["documents"], len(ids)) if self.mark_replayed else None
+        return Item(ids, ids, positions, replayed)
 
     def documents(self, index: int) -> list[str]:
         numbers = self._data[index]["documents"]
@@ -150,6 +154,7 @@ class ShardSequences(Sequences):
                 )
         found = copy(self)
         found.separate = recipe.separate_documents
+        found.mark_replayed = recipe.replay_target == "base"
         steps = recipe.steps * recipe.batch
         if 0 < steps < len(self):  # one pass is more than the run takes: the rest needs no place in a list
             found._most = steps
