@@ -8,8 +8,8 @@ from the one before, with the names of what they read. What is shipped is the ad
 --adapter, one of its checkpoints), in bfloat16; the tokenizer, where the model has new tokens; `run.json` of
 the last stage; `stages.json`, what each stage read, its recipe and how far it went; all logs as one; and
 `check.json`, the bits per character that the model must have again when it is rebuilt. The model card is
-written by hand. With --go-on the stages and the log that are shipped come first: the first of the runs was
-started from the adapter that is shipped.
+written by hand. With --go-on the stages and the log that are shipped come first, and the tokenizer stays: the
+first of the runs was started from the adapter that is shipped.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from chinese_llama_lab.training.checkpoints import checkpoint_step, checkpoints
 
 WEIGHTS = "adapter_model.safetensors"
 BY_HAND = ("README.md",)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CHECKED: dict[str, Any] = {"corpus": "peoples-daily", "documents": 40, "cut": 400}
 
 
@@ -115,18 +116,19 @@ def main() -> int:
     runs = [Path(given.partition("=")[0]) for given in options.runs]
     read = [given.partition("=")[2] for given in options.runs]
     adapter = options.adapter or runs[-1] / "adapter"
-    by_hand = {name: (target / name).read_bytes() for name in BY_HAND if (target / name).is_file()}
+    kept = BY_HAND if options.tokenizer or not options.go_on else (*BY_HAND, *TOKENIZER)
     before = shipped(target) if options.go_on else ([], [])
-    if target.is_dir():
-        shutil.rmtree(target)
     with atomic_folder(target) as folder:
         write(folder, options.name, runs, read, adapter, before)
         if options.tokenizer is not None:
             from transformers import AutoTokenizer
 
             AutoTokenizer.from_pretrained(options.tokenizer).save_pretrained(folder)
-        for name, content in by_hand.items():
-            (folder / name).write_bytes(content)
+        for name in kept:
+            if (target / name).is_file():
+                shutil.copyfile(target / name, folder / name)
+        if target.is_dir():  # only now: what is shipped stays if anything above fails
+            shutil.rmtree(target)
     write_json(target / "check.json", check(options.name))
     for path in sorted(target.iterdir()):
         print(f"{path.stat().st_size / 1e6:8.3f} MB  {path.name}")
