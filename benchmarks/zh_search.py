@@ -8,9 +8,9 @@ English web text. `search` changes one setting of the shipped recipe; `parts` ta
 the start of the new rows, LoRA, the vocabulary; and reads twice the text. What still more gives is in the
 shipped run's log.
 
-A run that was stopped goes on, and one that is finished is not repeated, nor one whose row is in `results/` with
-as many steps; with --save the rows that are there are written. Two minutes a run on two cores that are fast at
-bfloat16, seven on others; there, two processes at a time with one thread each get 1.4 times as far.
+A run that was stopped goes on, and one that is finished is not repeated, nor one whose row is in `results/`
+with as many steps; with --save the rows that are there are written. Two minutes a run on two cores that are
+fast at bfloat16, seven on others; there, two processes with one thread each do 1.4 times as much.
 """
 
 from __future__ import annotations

@@ -69,6 +69,14 @@ def train(
     check_consistency(model, tokenizer, spare_rows=_spare(model, tokenizer))
     _check_length(model, recipe)
     check_adaptable(model, recipe, new_tokens)
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and recipe.replay_target == "base":
+        # A process whose batch holds nothing replayed would not gather the layers that the others wait for.
+        raise TrainingError(
+            "replay_target is base, and the model is sharded (FSDP)",
+            where=f"recipe {recipe.name!r}",
+            remedy="use replay_target = text, or several processes without FSDP",
+        )
     texts = _held_out(held_out)
     about = describe_run(model, tokenizer, sequences, recipe, new_tokens) | {"starts_from": None}
     first = None if start_from is None else Start(start_from)
@@ -94,7 +102,7 @@ def train(
     if first is not None:
         first.load_into(adapted)
     lean_rows(adapted)
-    if start and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if start and sharded:
         set_peft_model_state_dict(adapted, load_file(start / "adapter_model.safetensors"))
     log = RunLog(out, write=main, watch=watch)
     log.rewind(checkpoints.checkpoint_step(start) if start else -1)

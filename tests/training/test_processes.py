@@ -70,6 +70,13 @@ def test_two_processes_train_what_one_does(one, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_teach_what_one_does(tmp_path):
+    for processes in (1, 2):
+        start(tmp_path / f"run{processes}", processes, "towards-base")
+    agree(tmp_path / "run1", tmp_path / "run2")
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run_with_its_error_and_a_good_checkpoint(one, tmp_path):
     done = start(tmp_path / "run", 2, "die", expect=1)
     assert "this worker dies" in done.stderr

@@ -201,6 +201,13 @@ def test_english_stays_nearer_to_the_base(tmp_path):
     assert far["base"] < far["text"] / 2
 
 
+def test_a_sharded_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match=r"sharded \(FSDP\)(.|\n)*replay_target = text"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_documents_that_are_not_kept_apart_are_refused():
     with pytest.raises(TrainingError, match=r"replay_target is base(.|\n)*separate_documents = true"):
         RECIPE.replace(separate_documents=False)

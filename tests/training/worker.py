@@ -55,12 +55,14 @@ def main(out: Path, *flags: str) -> None:
             self.add_callback(Look)
 
         LabTrainer.prepare_run = prepare
+    towards_base = "towards-base" in flags
     report = pretrain(
         make_model(264),
         make_tokenizer(5),
         CHINESE * 10,
-        RECIPE,
+        RECIPE.replace(replay_share=0.3, replay_target="base") if towards_base else RECIPE,
         out,
+        replay=ENGLISH * 30 if towards_base else (),
         new_tokens=range(259, 264),
         held_out={"zh": CHINESE, "en": ENGLISH},
         resume="resume" in flags,
