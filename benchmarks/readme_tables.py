@@ -1,4 +1,4 @@
-"""Write what both READMEs take from `results/` anew: each chapter's time, the table of the shipped model.
+"""Write what both READMEs take from `results/` anew: each chapter's time, the tables of the shipped model.
 
     python benchmarks/readme_tables.py
 
@@ -35,7 +35,28 @@ NAMES = {
         "wikipedia-en": "英文百科",
     },
 }
-MARK = "<!-- zh_model -->\n"
+PARTS = {
+    "README.md": {
+        "SmolLM2 as it came": "SmolLM2 as it came",
+        "vocabulary alone, random rows": "new tokens with random rows",
+        "vocabulary alone, rows from their parts": "new tokens, rows from their parts",
+        "LoRA without new tokens": "LoRA, no new tokens",
+        "new rows without LoRA": "new rows alone, no LoRA",
+        "LoRA and new rows, random start": "LoRA and new rows, random start",
+        "as shipped": "LoRA and new rows, rows from their parts: the recipe",
+        "as shipped, twice the text": "the recipe, twice the text",
+    },
+    "README.zh.md": {
+        "SmolLM2 as it came": "原样的 SmolLM2",
+        "vocabulary alone, random rows": "只加词元，新行随机",
+        "vocabulary alone, rows from their parts": "只加词元，新行取旧子词元的平均",
+        "LoRA without new tokens": "只做 LoRA，不加词元",
+        "new rows without LoRA": "只训练新行，不做 LoRA",
+        "LoRA and new rows, random start": "LoRA 加新行，新行随机",
+        "as shipped": "LoRA 加新行，新行取平均：完整配方",
+        "as shipped, twice the text": "完整配方，文本加倍",
+    },
+}
 
 
 def model_rows(names: dict[str, str], rows: list[dict[str, Any]], percent: str) -> list[str]:
@@ -56,6 +77,22 @@ def model_rows(names: dict[str, str], rows: list[dict[str, Any]], percent: str) 
     return lines
 
 
+def parts_rows(names: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
+    """One line a run: tokens read, tokens a character, bits a character of news and of English."""
+    lines = []
+    for row in rows:
+        bits = " | ".join(f"{float(row[key]):.2f}" for key in ("tokens_per_character", "zh_bits", "en_bits"))
+        lines.append(f"| {names[row['run']]} | {int(row['tokens_read']):,} | {bits} |")
+    return lines
+
+
+def with_table(text: str, mark: str, lines: list[str]) -> str:
+    """The text with the table behind a mark replaced; its two head lines stay."""
+    before, found, after = text.partition(f"<!-- {mark} -->\n")
+    head, _, rest = after.partition("\n\n")
+    return before + found + "\n".join([*head.splitlines()[:2], *lines]) + "\n\n" + rest
+
+
 def with_times(text: str, runs: dict[str, dict[str, Any]]) -> str:
     """The map of chapters with measured minutes and GiB in its last two columns."""
 
@@ -70,17 +107,18 @@ def with_times(text: str, runs: dict[str, dict[str, Any]]) -> str:
 def main() -> int:
     """Both READMEs, in place."""
     folder = committed_results_dir()
-    model = results.read_table(folder / "zh_model.csv").rows
-    runs = {f"{int(row['chapter']):02d}": row for row in results.read_table(folder / "course_runs.csv").rows}
+    model, parts, course = (
+        results.read_table(folder / f"{name}.csv").rows for name in ("zh_model", "zh_parts", "course_runs")
+    )
+    runs = {f"{int(row['chapter']):02d}": row for row in course}
     for name, names in NAMES.items():
         path = folder.parent / name
         text = with_times(path.read_text(encoding="utf-8"), runs)
-        before, _, after = text.partition(MARK)
-        head, _, rest = after.partition("\n\n")
         percent = "%" if name == "README.zh.md" else " %"  # Chinese leaves no space
-        table = [*head.splitlines()[:2], *model_rows(names, model, percent)]
-        path.write_text(before + MARK + "\n".join(table) + "\n\n" + rest, encoding="utf-8")
-        print(f"{name}: {len(table) - 2} texts, {len(runs)} chapters")
+        text = with_table(text, "zh_model", model_rows(names, model, percent))
+        text = with_table(text, "zh_parts", parts_rows(PARTS[name], parts))
+        path.write_text(text, encoding="utf-8")
+        print(f"{name}: {len(model) // 2} texts, {len(parts)} parts, {len(runs)} chapters")
     return 0
 
 

@@ -139,8 +139,8 @@ def plot_bars(
     _bars(axes, values, reference)
     axes.set_xlabel(xlabel)
     axes.set_title(title)
-    if len(series) > 1:
-        axes.legend(fontsize=8, loc="lower right")
+    if len(series) > 1:  # beside the bars, never over one
+        figure.legend(fontsize=8, loc="outside lower center", ncols=min(4, len(series)))
     return figure, axes
 
 
@@ -168,7 +168,8 @@ def plot_bar_panels(
     for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
         _bars(axes, values, references.get(name))
         axes.set(xlabel=xlabel, title=name)
-    all_axes[0].legend(fontsize=8)
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(4, len(labels)))
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 

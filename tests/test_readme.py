@@ -44,6 +44,18 @@ def test_the_results_of_the_shipped_model(name):
         assert ("†" in line) == (str(one["kind_trained_on"]) == "False")
 
 
+@pytest.mark.parametrize("name", READMES)
+def test_the_parts_of_the_gain(name):
+    table = READMES[name].split("<!-- zh_parts -->")[1].split("\n\n")[0].splitlines()[3:]
+    rows = results.read_table(ROOT / "results" / "zh_parts.csv").rows
+    assert len(table) == len(rows) > 6
+    for line, row in zip(table, rows, strict=True):
+        read, *others = [cell.strip().replace(",", "") for cell in line.strip("|").split("|")][1:]
+        assert read == row["tokens_read"]
+        keys = ("tokens_per_character", "zh_bits", "en_bits")
+        assert others == [f"{float(row[key]):.2f}" for key in keys], row["run"]
+
+
 def commands(text: str) -> list[list[str]]:
     """The words of every command, lines that go on joined."""
     lines = re.findall(r"^(?:# )?chinese-llama-lab (.*)$", re.sub(r"\\\n(?:# )?", "", text), re.MULTILINE)
