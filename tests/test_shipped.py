@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from chinese_llama_lab.cli import build_parser
 from chinese_llama_lab.errors import ModelError
 from chinese_llama_lab.paths import data_dir
 from chinese_llama_lab.shipped import SHIPPED, adapter_folder, merged_path
 from chinese_llama_lab.sources.corpora import load_corpus
 from chinese_llama_lab.sources.models import BUNDLED, load_base
+from chinese_llama_lab.toml import parse_settings
+from chinese_llama_lab.training.errors import TrainingError
 from chinese_llama_lab.training.metrics import bits_per_character
 from chinese_llama_lab.training.pretrain import pretrain
-from chinese_llama_lab.training.recipe import Recipe
+from chinese_llama_lab.training.recipe import Recipe, load_recipe
 from chinese_llama_lab.vocabulary.bpe_continue import continue_bpe
 from chinese_llama_lab.vocabulary.embeddings import extend_embeddings
 
@@ -131,3 +137,14 @@ def test_trained_again_from_the_start_it_has_the_same_first_losses(tmp_path):
     assert first["step"] == got[-1]["step"] == FIRST
     # bfloat16 on another processor rounds elsewhere.
     assert got[-1]["loss"] == pytest.approx(first["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_of_a_next_stage_can_be_given_as_it_stands(processes):
+    script = Path(__file__).parent.parent / "benchmarks" / "zh_stage.py"
+    line = [sys.executable, str(script), "--steps", "10", "--processes", str(processes), "--print"]
+    words = shlex.split(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    given = build_parser().parse_args(words[words.index("chinese_llama_lab") + 1 :])
+    settings = parse_settings(given.set, TrainingError)
+    load_recipe("smollm2-zh").replace(**settings).accumulation(processes)
+    assert settings["seed"] not in [s["recipe"]["seed"] for s in read(given.start_from, "stages.json")]
