@@ -61,7 +61,6 @@ def command(folder: Path, stage: int, options: argparse.Namespace) -> list[str]:
         "rank": 16,
         "alpha": 32,
         "replay_share": options.share,
-        "replay_target": '"base"',
         "bos": "true",
         "schedule": '"linear"',
         "learning_rate": options.rate,
