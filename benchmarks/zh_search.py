@@ -121,12 +121,11 @@ def finished(table: str, steps: int) -> dict[str, dict[str, Any]]:
     from chinese_llama_lab.results import read_table
 
     path = committed_results_dir() / f"{table}.csv"
-    if (
-        not path.is_file()
-        or json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["steps"] != steps
-    ):
-        return {}
-    return {row["run"]: dict(row) for row in read_table(path).rows}
+    if path.is_file():
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if about["steps"] == steps:
+            return {row["run"]: row for row in read_table(path).rows}
+    return {}
 
 
 def main() -> int:
@@ -148,16 +147,18 @@ def main() -> int:
         known = finished(table, options.steps)
         for name, changed in chosen.items():
             path = options.runs / f"rows-{options.steps}" / f"{name}.json"
-            if not path.is_file() and name in known:
-                rows.append(known[name])
+            if path.is_file():
+                row = json.loads(path.read_text(encoding="utf-8"))
+            elif name in known:
+                row = known[name]
+            elif options.only is not None and name not in options.only:
                 continue
-            if not path.is_file():
-                if options.only is not None and name not in options.only:
-                    continue
+            else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, run(name, changed, options.steps, data, options.runs / str(options.steps)))
-            rows.append(json.loads(path.read_text(encoding="utf-8")))
-            print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+                row = run(name, changed, options.steps, data, options.runs / str(options.steps))
+                write_json(path, row)
+            rows.append(row)
+            print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if options.save and rows:
             os.environ["LAB_RESULTS_DIR"] = str(committed_results_dir())
             results.save(table, rows, seed=0, model="SmolLM2-135M-Instruct", steps=options.steps)

@@ -70,14 +70,7 @@ class Packed:
 
     def block_positions(self, index: int) -> list[int]:
         """Positions of the tokens of a block; a document that began in the block before starts at 0 here."""
-        if not self.separate:
-            return list(range(self.block))
-        begin, end = index * self.block, (index + 1) * self.block
-        positions: list[int] = []
-        place = bisect_right(self.starts, begin)
-        for start in [*self.starts[place : bisect_right(self.starts, end - 1)], end]:
-            positions.extend(range(start - begin - len(positions)))
-        return positions
+        return block_positions(self._starts_in(index) if self.separate else (), self.block)
 
     def block_documents(self, index: int) -> list[int]:
         """Numbers of the documents that a block holds a part of, as in `documents`."""
@@ -86,9 +79,13 @@ class Packed:
 
     def block_replayed(self, index: int) -> list[bool]:
         """Whether each token of a block belongs to a replayed document."""
+        return replayed_tokens(self._starts_in(index), self.block_documents(index), self.block)
+
+    def _starts_in(self, index: int) -> list[int]:
+        """Places in block `index` where documents begin, but for one that begins with it."""
         begin, end = index * self.block, (index + 1) * self.block
         inside = self.starts[bisect_right(self.starts, begin) : bisect_right(self.starts, end - 1)]
-        return replayed_tokens([start - begin for start in inside], self.block_documents(index), self.block)
+        return [start - begin for start in inside]
 
     def __repr__(self) -> str:
         replay = f", {self.replay_share:.1%} of the tokens replayed" if self.replay_asked else ""
@@ -98,6 +95,14 @@ class Packed:
             f"{len(self)} blocks of {self.block} tokens from {len(self.documents)} documents{replay}; "
             f"tail of {self.tail} tokens left out"
         )
+
+
+def block_positions(starts: Sequence[int], block: int) -> list[int]:
+    """Positions of a block's tokens; a document that began in the block before starts at 0 here."""
+    positions: list[int] = []
+    for start in [*starts, block]:
+        positions.extend(range(start - len(positions)))
+    return positions
 
 
 def replayed_tokens(starts: Sequence[int], documents: Sequence[int], block: int) -> list[bool]:

@@ -65,13 +65,10 @@ class BeforeAdapting:
         wanted[:, :-1] = soft
         # Documents do not see each other, so that those replayed can be read without what lies between them.
         with self._switched():
-            found: torch.Tensor = (
-                self._causal.get_decoder()(
-                    input_ids=ids[replayed][None], position_ids=positions[replayed][None], use_cache=False
-                )
-                .last_hidden_state[0][wanted[replayed]]
-                .clone()
+            output = self._causal.get_decoder()(
+                input_ids=ids[replayed][None], position_ids=positions[replayed][None], use_cache=False
             )
+        found: torch.Tensor = output.last_hidden_state[0][wanted[replayed]]
         return found
 
     def chances(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ from chinese_llama_lab.training.recipe import Recipe
 from chinese_llama_lab.training.replay import BeforeAdapting
 from chinese_llama_lab.training.reports import Meter, RunLog, RunReport, Watcher
 from chinese_llama_lab.training.stopping import StopSignal
-from chinese_llama_lab.training.trainer import LabTrainer, training_arguments
+from chinese_llama_lab.training.trainer import LabTrainer, training_arguments, wants_sharding
 from chinese_llama_lab.vocabulary.consistency import check_consistency
 
 ADAPTER = "adapter"
@@ -69,8 +69,7 @@ def train(
     check_consistency(model, tokenizer, spare_rows=_spare(model, tokenizer))
     _check_length(model, recipe)
     check_adaptable(model, recipe, new_tokens)
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if sharded and recipe.replay_target == "base":
+    if wants_sharding() and recipe.replay_target == "base":
         # A process whose batch holds nothing replayed would not gather the layers that the others wait for.
         raise TrainingError(
             "replay_target is base, and the model is sharded (FSDP)",
@@ -102,7 +101,7 @@ def train(
     if first is not None:
         first.load_into(adapted)
     lean_rows(adapted)
-    if start and sharded:
+    if start and wants_sharding():
         set_peft_model_state_dict(adapted, load_file(start / "adapter_model.safetensors"))
     log = RunLog(out, write=main, watch=watch)
     log.rewind(checkpoints.checkpoint_step(start) if start else -1)

@@ -21,7 +21,7 @@ from datasets import Dataset, concatenate_datasets
 
 from chinese_llama_lab.training.batches import Item, Sequences
 from chinese_llama_lab.training.errors import TrainingError
-from chinese_llama_lab.training.packing import replayed_tokens
+from chinese_llama_lab.training.packing import block_positions, replayed_tokens
 from chinese_llama_lab.training.recipe import Recipe
 from chinese_llama_lab.training.shard_index import ShardIndex, read_index, tokenizer_fingerprint
 
@@ -159,14 +159,6 @@ class ShardSequences(Sequences):
         if 0 < steps < len(self):  # one pass is more than the run takes: the rest needs no place in a list
             found._most = steps
         return found
-
-
-def block_positions(starts: Sequence[int], block: int) -> list[int]:
-    """Positions of a block's tokens; a document that began in the block before starts at 0 here."""
-    positions: list[int] = []
-    for start in [*starts, block]:
-        positions.extend(range(start - len(positions)))
-    return positions
 
 
 class _Same(Sequence[int]):

@@ -60,6 +60,11 @@ def training_arguments(
     )
 
 
+def wants_sharding() -> bool:
+    """Whether `accelerate launch` was asked for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 class LabTrainer(Trainer):
     """The Trainer with whole checkpoints, and without losses that are no numbers."""
 
@@ -74,8 +79,7 @@ class LabTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        if wanted and state.distributed_type == DistributedType.MULTI_CPU:
+        if wants_sharding() and state.distributed_type == DistributedType.MULTI_CPU:
             # accelerate 1.15 leaves FSDP out on CPUs and says nothing; torch itself shards there all the
             # same.
             state.fsdp_plugin = FullyShardedDataParallelPlugin()

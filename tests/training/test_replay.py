@@ -53,10 +53,8 @@ def adapted(*, tied=False, embeddings="new-rows"):
     return model, make_model(264, tied=tied)
 
 
-def batch_of(seed=0, **options):
-    packed = pack(
-        CHINESE * 4, make_tokenizer(5), 48, seed=seed, replay=ENGLISH * 20, replay_share=0.4, **options
-    )
+def batch_of(**options):
+    packed = pack(CHINESE * 4, make_tokenizer(5), 48, replay=ENGLISH * 20, replay_share=0.4, **options)
     sequences = BlockSequences(packed, mark_replayed=True)
     batch = collate(258, [(n, sequences.item(n)) for n in range(len(packed))])
     batch.pop("sequence")
@@ -164,11 +162,10 @@ def test_which_tokens_are_replayed(tokenizer, tmp_path):
 
 
 def run(out, recipe=RECIPE, **options):
-    corpus = options.pop("corpus", CHINESE * 10)
     return pretrain(
         make_model(264),
         make_tokenizer(5),
-        corpus,
+        CHINESE * 10,
         recipe,
         out,
         replay=ENGLISH * 30,
