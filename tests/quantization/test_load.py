@@ -52,7 +52,8 @@ def test_one_call_for_every_kind(folder, kind):
     assert not model.training and len(tokenizer) == 259
     exact = scores(tiny())
     far = float((scores(model).float() - exact).norm() / exact.norm())
-    limits = {"fp32": 0, "bf16": 0.02, "fp16": 0.002, "int8": 0.05, "fp4": 0.6, "fp4-double": 0.6}
+    # A step of fp16 is an eighth of one of bf16; how much of it adds up depends on the processor's kernels.
+    limits = {"fp32": 0, "bf16": 0.02, "fp16": 0.004, "int8": 0.05, "fp4": 0.6, "fp4-double": 0.6}
     assert far <= limits.get(kind, 0.4) and (kind == "fp32" or far > 0)
     kinds = {part.part: part.held_as for part in described(model).parts}
     rest = PLAIN.get(kind, "float32")
