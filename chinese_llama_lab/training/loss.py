@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from chinese_llama_lab.training.head_blocks import HeadPasses, passes_of
 from chinese_llama_lab.training.instructions import IGNORED
 from chinese_llama_lab.training.replay import BeforeAdapting, soft_positions
 
@@ -36,11 +37,11 @@ class _Tokens:
     def into_gradient(self, piece: slice, logits: torch.Tensor) -> torch.Tensor:
         """The same sum; the logits are overwritten with its gradient: the chances, less one at the label."""
         wanted = self._ids[piece, None]
-        log_sum = logits.logsumexp(-1, keepdim=True)
-        total = (log_sum - logits.gather(-1, wanted)).sum()
-        logits.sub_(log_sum).exp_()
-        logits.scatter_add_(-1, wanted, logits.new_full(wanted.shape, -1.0))
-        return total
+        logits.sub_(logits.amax(-1, keepdim=True))
+        at_label = logits.gather(-1, wanted)
+        sums = logits.exp_().sum(-1, keepdim=True)  # in place throughout: fresh memory is slow to touch
+        logits.div_(sums).scatter_add_(-1, wanted, logits.new_full(wanted.shape, -1.0))
+        return (sums.log() - at_label).sum()
 
 
 class _Taught:
@@ -63,37 +64,25 @@ class _Taught:
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Sum of the cross-entropies of `head(hidden)` against labels, in nats."""
+    """Sum of the cross-entropies of a head's logits against labels, in nats."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
         labels: _Tokens | _Taught,
-        head: Any,
+        passes: HeadPasses,
         rows: int,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        # Probabilities near 1/50,000 would vanish in float16's gradients: scale them meanwhile.
-        scale = 1024.0 if torch.float16 in (hidden.dtype, head_dtype(head)) else 1.0
         to_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
         to_parameters = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        wide = torch.empty(0, device=hidden.device)
         for at in range(0, len(hidden), rows):
-            with torch.enable_grad():
-                piece = hidden[at : at + rows].detach().requires_grad_()
-                logits = head(piece)
-            if wide.shape != logits.shape:  # one buffer for all pieces: fresh memory is slow to touch
-                wide = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-            wide.copy_(logits.detach())
-            total += labels.into_gradient(slice(at, at + rows), wide)
-            found = torch.autograd.grad(
-                logits, [piece, *parameters], (wide.mul_(scale) if scale != 1 else wide).to(logits.dtype)
-            )
-            to_hidden[at : at + rows] = found[0] / scale
-            for kept, new in zip(to_parameters, found[1:], strict=True):
-                kept += new.float() / scale
+            piece = slice(at, at + rows)
+            logits = passes.logits(hidden[piece])
+            total += labels.into_gradient(piece, logits)
+            passes.gradients(logits, to_hidden[piece], to_parameters)
         ctx.save_for_backward(to_hidden, *to_parameters)
         ctx.dtypes = [p.dtype for p in parameters]
         return total
@@ -149,14 +138,15 @@ def _summed(head: Any, hidden: torch.Tensor, labels: _Tokens | _Taught, rows: in
         # A head that FSDP2 shards on its own gathers its parameters when it is called: it is called once, and
         # autograd must see it.
         return labels.loss(slice(None), head(hidden).float())
-    parameters = [p for p in head.parameters() if p.requires_grad]
-    if torch.is_grad_enabled() and (hidden.requires_grad or parameters):
-        value: torch.Tensor = _SummedLoss.apply(hidden, labels, head, rows, *parameters)
+    # Probabilities near 1/50,000 would vanish in float16's gradients: scale them meanwhile.
+    passes = passes_of(head, 1024.0 if torch.float16 in (hidden.dtype, head_dtype(head)) else 1.0)
+    if torch.is_grad_enabled() and (hidden.requires_grad or passes.parameters):
+        value: torch.Tensor = _SummedLoss.apply(hidden, labels, passes, rows, *passes.parameters)
         return value
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for at in range(0, len(hidden), rows):
         piece = slice(at, at + rows)
-        total += labels.loss(piece, head(hidden[piece]).float())
+        total += labels.loss(piece, passes.logits(hidden[piece]))
     return total
 
 

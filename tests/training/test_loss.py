@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from chinese_llama_lab.training.head_blocks import HeadPasses, MatrixPasses, passes_of
 from chinese_llama_lab.training.lora import add_lora, lean_rows
 from chinese_llama_lab.training.loss import lean_loss, summed_loss
 from chinese_llama_lab.training.metrics import bits_per_character
@@ -64,6 +65,44 @@ def test_pieces_give_the_whole(model):
         hidden.grad = None
     with torch.no_grad():
         assert float(summed_loss(head, hidden, targets, rows=8)) == pytest.approx(float(reference.detach()))
+
+
+@pytest.mark.parametrize("embeddings", ["frozen", "new-rows", "published"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_matrix_gives_what_the_head_gives(embeddings, tied, dtype):
+    recipe = Recipe(name="t", task="pretrain", rank=4, embeddings=embeddings)
+    head = add_lora(make_model(269, tied=tied).to(dtype), recipe, range(259, 269)).get_base_model().lm_head
+    scale = 1024.0 if dtype == torch.float16 else 1.0
+    by_matrix, by_call = passes_of(head, scale), HeadPasses(head, scale)
+    assert type(by_matrix) is MatrixPasses
+    assert [id(p) for p in by_matrix.parameters] == [id(p) for p in by_call.parameters]
+    hidden, back = torch.randn(7, 32).to(dtype), torch.randn(7, 269) / 100
+    found = []
+    for passes in (by_call, by_matrix):
+        to_hidden = torch.empty_like(hidden)
+        sums = [torch.zeros(p.shape) for p in passes.parameters]
+        for rows in (slice(4), slice(4, 7)):  # the second piece is shorter: a part of the buffer
+            logits = passes.logits(hidden[rows])
+            kept = logits.clone()
+            passes.gradients(logits.copy_(back[rows]), to_hidden[rows], sums)
+        found.append([kept, to_hidden.float(), *sums])
+    near = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) <= near * float(one.abs().max())
+
+
+def test_a_head_that_is_more_than_a_matrix_is_called(model):
+    head = copy.deepcopy(model.lm_head)
+    assert type(passes_of(head)) is MatrixPasses
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(passes_of(head)) is HeadPasses
+    head.register_forward_hook(lambda module, given, logits: logits * 2)
+    assert type(passes_of(head)) is HeadPasses
+    recipe = Recipe(name="t", task="pretrain", rank=4, embeddings="new-rows")
+    adapted = add_lora(make_model(269), recipe, [3, 260])  # rows that are not the last ones
+    assert type(passes_of(adapted.get_base_model().lm_head)) is HeadPasses
+    assert type(passes_of(torch.nn.Linear(4, 9, bias=True))) is HeadPasses
 
 
 def test_no_label_at_all_costs_nothing(model):
