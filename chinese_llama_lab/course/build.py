@@ -106,23 +106,23 @@ def write_solutions(chapter: Chapter, folder: Path) -> Path:
     return target
 
 
-def solution_notebook(source: Path, *, answers: str = SOLUTION) -> Any:
-    """The notebook that judges a source's own answers: each cell tagged `answers`, then its exercise's check.
+def solution_notebook(source: Path) -> Any:
+    """The notebook that judges a source's own answers, those that are meant to be wrong first.
 
     A solution cell stands after the exercise cell and defines the names that the exercise's `check` takes;
-    the call is repeated behind it. The stubs themselves and the other kind of answers are left out.
+    the call is repeated behind it. Right answers come last, so that the chapter goes on from them. The stubs
+    themselves are left out.
     """
     import nbformat
 
     notebook = read_source(source, drop=())
-    others = {SOLUTION, WRONG_SOLUTION} - {answers}
     cells: list[Any] = []
-    call = ""
+    call, answers_from = "", 0
     for cell in notebook.cells:
         tags = set(cell_tags(cell))
-        if cell.cell_type != "code" or tags & others:
+        if cell.cell_type != "code":
             continue
-        if answers in tags:
+        for answers in tags & set(_EXPECTED):
             if not call:
                 raise CourseError(
                     f"a cell tagged {answers!r} stands before any exercise",
@@ -131,11 +131,14 @@ def solution_notebook(source: Path, *, answers: str = SOLUTION) -> Any:
                 )
             text = f"{cell.source}\n_verdict = {call}\nprint(_verdict)\n"
             text += f"assert _verdict.status == {_EXPECTED[answers]!r}, _verdict"
-            cells.append(nbformat.v4.new_code_cell(source=text, metadata={"tags": [answers]}))
-        else:
+            judged = nbformat.v4.new_code_cell(source=text, metadata={"tags": [answers]})
+            at = len(cells) if answers == SOLUTION else answers_from
+            cells.insert(at, judged)
+        if not tags & set(_EXPECTED):
             call = check_call(cell.source) or call
             if not check_call(cell.source):
                 cells.append(cell)
+            answers_from = len(cells)
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
