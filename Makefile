@@ -123,8 +123,9 @@ slow: lint fetch ## tests of minutes: a merge of 2 GB, runs of two processes
 
 nbval: unit
 	@mkdir -p build/test-results
-	@LAB_PROFILE=smoke LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) "$(BIN)/python" -m pytest \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) -x -p no:cacheprovider $(NOTEBOOKS)
+	@OMP_NUM_THREADS=1 LAB_PROFILE=smoke LAB_RESULTS_DIR="$$PWD/build/test-results" $(ISOLATED) \
+	  "$(BIN)/python" -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) -x \
+	  -p no:cacheprovider -n 2 --dist loadfile $(NOTEBOOKS)
 
 test: nbval ## lint and types first, then unit tests, then every notebook: what fails fast comes first
 
