@@ -23,6 +23,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     notebooks.add_argument("chapters", nargs="*", metavar="NN", help="only these chapters, such as 01")
     notebooks.add_argument("--check", action="store_true", help="only say which ones have drifted")
     notebooks.add_argument("--stale", action="store_true", help="build only those that have drifted")
+    notebooks.add_argument(
+        "--words", action="store_true", help="only take over new words; execute nothing, change no output"
+    )
     notebooks.add_argument("--solutions", type=Path, metavar="FOLDER", help="write teachers' copies instead")
     notebooks.add_argument("--cell-timeout", type=float, metavar="SECONDS", help="limit for one cell")
     notebooks.set_defaults(handler=notebooks_command)
@@ -66,6 +69,7 @@ def notebooks_command(arguments: argparse.Namespace) -> int:
     from chinese_llama_lab.course.chapters import chapters, notebooks_dir, select
     from chinese_llama_lab.course.drift import drift
     from chinese_llama_lab.course.run import Progress
+    from chinese_llama_lab.course.words import take_words
     from chinese_llama_lab.paths import committed_results_dir
 
     chosen = select(chapters(notebooks_dir()), arguments.chapters)
@@ -80,6 +84,10 @@ def notebooks_command(arguments: argparse.Namespace) -> int:
             for difference in differences[1:]:
                 print(f"{'':{len(name)}}  {difference}")
         return 1 if any(differing.values()) else 0
+    if arguments.words:
+        for chapter in chosen:
+            print(f"{chapter.name}: {'new words' if take_words(chapter) else 'up to date'}")
+        return 0
     for chapter in chosen:
         if arguments.stale and not differing[chapter.name]:
             print(f"{chapter.name}: up to date")
