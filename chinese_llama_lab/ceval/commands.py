@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,16 +72,17 @@ def _ceval(options: argparse.Namespace) -> int:
         print(f"\nstopped; the same command with --resume goes on in {options.out}", file=sys.stderr)
         return INTERRUPTED
     if speaks:
-        _tell(run, given, options.out)
+        _tell(run, given, options)
     return 0
 
 
-def _tell(run: Any, given: Any, out: Path) -> None:
+def _tell(run: Any, given: Any, options: argparse.Namespace) -> None:
     from chinese_llama_lab.ceval.errors import CevalError
     from chinese_llama_lab.ceval.report import make_report
     from chinese_llama_lab.ceval.shown import show_report, show_settings
     from chinese_llama_lab.ceval.submission import make_submission
 
+    out = options.out
     print(f"{show_settings(run.settings)}\n")
     written = [out / "run.json", out / "rows.jsonl"]
     if any(row["answer"] is None for row in run.rows):
@@ -92,9 +94,24 @@ def _tell(run: Any, given: Any, out: Path) -> None:
             written.append(out / SUBMISSION)
             print(submission)
         except CevalError as error:
-            print(f"no {SUBMISSION}: {error}\n  or: chinese-llama-lab ceval-report {out} --submission FILE …")
+            print(f"no {SUBMISSION}: {error}\n  or: {_way_to_submission(options, given, lost)}")
     else:
         report = make_report(run.rows, run.settings)
         written += report.write(out)
         print(show_report(report))
     print(f"written: {', '.join(map(str, written))}")
+
+
+def _way_to_submission(options: argparse.Namespace, given: Any, lost: int) -> str:
+    """The command that writes the submission of this run after all, for a shell to take as it stands."""
+    from chinese_llama_lab.ceval.submission import wrong_counts
+
+    command = ["chinese-llama-lab", "ceval-report", str(options.out)]
+    command += ["--submission", str(options.out / SUBMISSION), "--questions", options.questions]
+    if options.subjects:
+        command += ["--subjects", *options.subjects]
+    if wrong_counts(given.select(split="test")):
+        command.append("--partial")
+    if lost:  # an empty answer is never right by chance
+        command += ["--unextracted", ""]
+    return shlex.join(command)

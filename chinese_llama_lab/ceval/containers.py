@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from chinese_llama_lab.ceval.errors import QuestionError
+from chinese_llama_lab.ceval.questions import SPLITS
 
 # The largest official file has a few hundred kilobytes; what unfolds to more is no file of questions.
 MEMBER_BYTES = 64 << 20
@@ -32,7 +33,7 @@ class Container:
     Args:
         path: the folder or archive.
 
-    Raises: QuestionError: it is not there, is neither, is damaged, or holds paths that lead out of it.
+    Raises: QuestionError: it is not there, is neither, as one CSV, is damaged, or holds paths that lead out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,6 +92,12 @@ class Container:
             with zipfile.ZipFile(self.path) as archive:
                 infos = archive.infolist()
         except _DAMAGE as error:
+            if self.path.suffix.lower() in (".csv", ".parquet"):
+                raise QuestionError(
+                    f"{self.path.name} is one {self.path.suffix[1:].upper()}, and a set is a folder of them",
+                    where=str(self.path),
+                    remedy=f"give its folder: {above_split(self.path.resolve().parent)}",
+                ) from error
             raise QuestionError(
                 f"{self.path.name} is not a whole zip archive: {error}",
                 where=str(self.path),
@@ -118,6 +125,11 @@ class Container:
             if not info.is_dir():
                 self._infos[info.filename] = info
         return sorted(name for name in self._infos if _wanted(name))
+
+
+def above_split(folder: Path) -> Path:
+    """The folder of a set: above its `dev/`, `val/` and `test/`, where one of these is given."""
+    return folder.parent if folder.name in SPLITS else folder
 
 
 def _wanted(name: str) -> bool:

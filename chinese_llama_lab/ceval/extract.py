@@ -31,6 +31,20 @@ _IS = (
 )
 _ANSWER = r"(?:正确答案|正确选项|正确的?(?:选项|一项|说法|是)|答案|选项)"
 _THUS = r"(?:所以|因此|因而|故而|故|综上(?:所述)?|可见|由此可知|总之|最终|最后)"
+# `请选择：A. …B. …` begins a list to choose from. Looked at where a colon stands before the letter.
+_NO_MENU = rf"(?!{_OPEN}A{_CLOSE}{_GAP}[.．、:：)）][\s\S]{{0,200}}?(?<![A-Za-z])B{_GAP}[.．、:：)）])"
+# A verb of choosing that is not denied.
+_WANTED = r"(?<![不非别未没勿])(?<!没有)(?<!不[能应该会可要宜得])(?<!不应该)(?<!不可[以能])"
+# Between a letter and what follows where a word could begin: `我认为是C语言` names no letter.
+_ENDS = rf"(?={_OPEN}[A-D]{_CLOSE}{_GAP}(?:选?项)?{_GAP}(?:[。．.，,；;！!]|正确|符合题意|$))"
+_FITS = r"(?:选?项)?(?:的说法|的表述)?(?:最?符合(?:题意|题干|题目))"
+# How an English sentence may begin that calls a letter right. Not with `if` or `I don't think`; and a letter
+# before the comma makes a list, `A, B is correct`.
+_SAID = (
+    r"(?i:(?:^|(?<!\b[A-D])[,，]|[.!?。！？;；:：]|\b(?:correct|incorrect|right|wrong)\s{1,4}(?:and|or|but)\b)"
+    rf"{_OPEN}(?:(?:and|but|so|thus|hence|therefore|only|because|since|i think|i believe|that|option|choice)"
+    r"[,，]?\s{1,4}){0,4})"
+)
 _FULL = str.maketrans("ＡＢＣＤ", "ABCD")
 
 
@@ -53,22 +67,39 @@ RULES: tuple[tuple[str, re.Pattern[str], bool], ...] = (
     (
         "concluded",
         re.compile(
-            rf"{_THUS}[^。！？\n不非]{{0,16}}?(?:{_ANSWER}{_IS}|应?该?选择?(?:选?项)?{_GAP}){_LETTER}"
+            rf"{_THUS}(?:[^。！？\n不非]{{0,16}}?(?:{_ANSWER}{_IS}|{_WANTED}应?该?选择?(?:选?项)?{_GAP})"
+            rf"|[^。！？\n不非请]{{0,16}}?{_WANTED}应?该?选择?(?:选?项)?{_GAP}[:：]{_GAP}{_NO_MENU}){_LETTER}"
         ),
         True,
     ),
     (
         "thus",
-        re.compile(rf"{_THUS}[，,]?{_GAP}(?:选|为|是)?{_GAP}{_LETTER}{_GAP}(?:[。．.，,]|$)", re.M),
+        re.compile(
+            rf"{_THUS}[，,]?{_GAP}(?:选|为|是)?{_GAP}{_LETTER}{_GAP}(?:[。．.，,]|$|{_FITS}(?!吗))", re.M
+        ),
         True,
     ),
-    ("stated", re.compile(rf"(?<!不是)(?:正确答案|答案|正确选项){_IS}{_LETTER}"), False),
+    ("stated", re.compile(rf"(?<!不是)(?:正确答案|答案|正确选项)】?{_IS}{_LETTER}"), False),
     ("right one", re.compile(rf"正确的?(?:选项|一项|说法|是|的是)[^。\n不A-D]{{0,6}}?{_IS}{_LETTER}"), False),
-    ("answer", re.compile(rf"(?i:\banswer{_GAP}(?:is|:|：)*){_GAP}(?:option{_GAP})?{_LETTER}"), False),
+    (
+        "answer",
+        re.compile(
+            # `Choose the correct option: A. …` asks; so this one has to begin its sentence.
+            rf"(?:(?i:\banswer{_GAP}(?:is|:|：)*){_GAP}|(?i:(?:^|[.!?。！？,，;；]){_OPEN}(?:(?:so|thus|hence|"
+            rf"therefore)[,，]?{_GAP})?(?:the{_GAP})?correct{_GAP}(?:option|choice){_GAP}(?:is|:|：)){_GAP}"
+            rf"{_NO_MENU})(?i:option{_GAP})?{_LETTER}",
+            re.M,
+        ),
+        False,
+    ),
     (
         "chosen",
         re.compile(
-            rf"(?<![不别未没])(?<!不能)(?<!不应)(?<!不该)(?:应选|应该选|选择|选|我选)(?:选?项)?{_LETTER}"
+            # A colon is for one who chooses: `请选择：` and `下列选项：` ask.
+            rf"(?:{_WANTED}(?:(?:应选|应该选|选择|选|我选)(?:选?项)?"
+            rf"|(?:应选|应该选|本题选|我选择?)(?:选?项)?{_GAP}[:：]{_GAP}{_NO_MENU})"
+            rf"|我(?:认为|觉得)(?:应该|应当|应)?是{_GAP}(?:选?项)?{_ENDS}){_LETTER}",
+            re.M,
         ),
         False,
     ),
@@ -76,13 +107,22 @@ RULES: tuple[tuple[str, re.Pattern[str], bool], ...] = (
         "called right",
         re.compile(
             r"(?<![A-Za-z0-9、和与或及])(?P<letter>[A-D])\s{0,4}(?:选?项)?(?:的说法|的表述)?\s{0,4}"
-            r"(?:是|为)?(?:正确|对(?![应于称比照立方象着待]))(?:的|答案|选项)?(?![A-Za-z吗])"
+            r"(?:是|为)?(?:正确|对(?![应于称比照立方象着待])|最?符合题意)(?:的|答案|选项)?(?![A-Za-z吗])"
+        ),
+        False,
+    ),
+    (
+        "called correct",
+        re.compile(
+            rf"{_SAID}{_OPEN}(?P<letter>[A-D]){_CLOSE}\s{{1,4}}is\s{{1,4}}(?=(?:the\s{{1,4}})?(?:only\s{{1,4}})?"
+            r"(?:correct|right)\b(?!\s{0,4}(?:[?？]|(?:only\s{1,4})?(?:if|when)\b)))",
+            re.M,
         ),
         False,
     ),
 )
 _WHOLE = re.compile(
-    rf"{_OPEN}(?:选择?|答)?[:：]?(?:选?项)?{_OPEN}(?P<letter>[A-Da-d]){_GAP}{_CLOSE}[。．.、,，!！\s]{{0,8}}"
+    rf"{_OPEN}(?:选择?|答)?[:：]?(?:选?项)?{_OPEN}(?P<letter>[A-Da-d]){_GAP}(?:选?项)?{_CLOSE}[。．.、,，!！\s]{{0,8}}"
 )
 _FIRST = re.compile(
     rf"{_OPEN}(?P<letter>{_ONE}){_CLOSE}{_GAP}(?:[.．、:：。，,)）](?!{_GAP}{_ONE})|\n|$)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ def add_question_options(parser: argparse.ArgumentParser, *, split: bool = True)
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     """`--method`, `--form`, `--cot`, `--names`, `--max-new-tokens`, `--batch`, `--memory-gib`."""
     parser.add_argument("--method", default="logits", help="logits (default) or generation")
-    parser.add_argument("--form", help="of the letters: bare, spaced or both (default: the prompt's own)")
+    parser.add_argument(
+        "--form",
+        help="of the letters: bare, spaced, both, or published: what the published code of the prompt looked"
+        " at (default: the prompt's own)",
+    )
     parser.add_argument("--cot", action="store_true", help="chain of thought; with --method generation")
     parser.add_argument("--names", default="chinese", help="of subjects: chinese (default) or key")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="by generation (default: 256)")
@@ -95,15 +100,31 @@ def questions_of(options: argparse.Namespace) -> Any:
     return replace(found, questions=tuple(q for q in found.questions if q.subject in wanted))
 
 
+def device_of(given: str | None) -> str:
+    """Where this process puts its model.
+
+    Args:
+        given: `--device`. Of several processes, as `accelerate launch` starts them, each takes its own GPU
+            for `cuda`: left as it is, that word means the first one to all of them.
+    """
+    from chinese_llama_lab.sources.models import own_device
+
+    if given is None:
+        return own_device()
+    own = os.environ.get("LOCAL_RANK")
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # Not `own_device`: without a GPU `cuda` stays an error, and no run on the CPU.
+    return f"cuda:{own}" if given == "cuda" and shared and own is not None else given
+
+
 def model_of(options: argparse.Namespace) -> tuple[Any, Any]:
     """The model and its tokenizer, with the adapter where one is named.
 
     Raises: LabError: see `load_quantized`. CevalError: no adapter, or one of a longer vocabulary.
     """
     from chinese_llama_lab.quantization.load import load_quantized
-    from chinese_llama_lab.sources.models import own_device
 
-    device = own_device() if options.device is None else options.device
+    device = device_of(options.device)
     # bitsandbytes' own kernel for processors is made for one token at a time; here hundreds are read at once.
     fast = getattr(options, "method", None) == "generation"
     model, tokenizer = load_quantized(options.model, options.kind, device=device, fast=fast)

@@ -78,7 +78,8 @@ class Style:
     Attributes:
         name: what it is called.
         form: how a letter stands behind this prompt in its own shots: `bare` or `spaced`.
-        published_form: what the published code looked at; `both` adds the logits of the two forms.
+        published_form: what the published code looked at, with the tokenizer of LLaMA that it was written
+            for; `both` adds the logits of the two forms.
         build: (question, shots, subject name, chain of thought, tokenizer) → prefix, tail.
         cot: whether a chain-of-thought form was published.
     """
@@ -88,6 +89,10 @@ class Style:
     published_form: str
     build: Callable[[Question, Sequence[Question], str, bool, Any], tuple[str, str]]
     cot: bool = True
+
+    def resolve(self, form: str | None) -> str:
+        """The form that is meant: None is this prompt's own, `published` what its code looked at."""
+        return self.published_form if form == "published" else form or self.form
 
 
 def build_prompt(

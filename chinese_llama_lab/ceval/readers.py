@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from chinese_llama_lab.ceval.containers import Container
+from chinese_llama_lab.ceval.containers import Container, above_split
 from chinese_llama_lab.ceval.errors import QuestionError
 from chinese_llama_lab.ceval.questions import (
     LETTERS,
@@ -135,6 +135,16 @@ def find_kind(container: Container) -> str:
         return "ceval"
     if any(name.suffix == ".csv" and name.parent.name in SPLITS for name in names):
         return "cmmlu"
+    # CMMLU names its files after subjects alone: the folder says which split they are.
+    lone = [name for name in names if name.suffix == ".csv" and name.stem in load_subjects("cmmlu")]
+    if lone:
+        folder = container.path.resolve()
+        above = above_split(folder)
+        raise QuestionError(
+            f"{lone[0].name} is named as a file of CMMLU, and no dev/ or test/ stands above it",
+            where=container.where(str(lone[0])),
+            remedy="give the folder above dev/ and test/" + (f": {above}" if above != folder else ""),
+        )
     archives = [name for name in names if name.suffix == ".zip"]
     raise QuestionError(
         f"no files of questions in {container.path}",

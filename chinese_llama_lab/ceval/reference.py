@@ -19,7 +19,7 @@ from chinese_llama_lab.ceval.prompts import Prompt, choose_shots, find_style
 from chinese_llama_lab.ceval.questions import LETTERS, Question
 
 METHODS = ("logits", "generation")
-LETTER_FORMS = ("bare", "spaced", "both")
+LETTER_FORMS = ("bare", "spaced", "both", "published")
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ def score(
         dev: where shots are taken from, the first ones of the question's subject.
         shots: how many demonstrations.
         method: `logits` (of the letters) or `generation`.
-        form: `bare`, `spaced`, or `both` (the two logits of a letter added, as Chinese-LLaMA-Alpaca did);
-            None takes the form that the style's own shots have.
+        form: `bare`, `spaced`, `both` (the two logits of a letter added, as Chinese-LLaMA-Alpaca did), or
+            `published`: the one of these that the published code of the style looked at. None takes the form
+            that the style's own shots have.
         max_tokens: longest prompt; None takes the model's context.
         max_new_tokens: by generation, at most so many tokens.
 
@@ -88,7 +89,7 @@ def score(
         PromptError, SubjectError, LetterError: see `fit_prompt`, `choose_shots`, `letter_ids`.
     """
     check_method(method, form, cot)
-    wanted = form or find_style(style).form
+    wanted = find_style(style).resolve(form)
     return _scores(
         model, tokenizer, questions, style, dev, shots, method, wanted, cot, names, max_tokens, max_new_tokens
     )

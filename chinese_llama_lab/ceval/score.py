@@ -66,7 +66,7 @@ def score(
         shots: how many demonstrations; where the context is too short, those on the left are left out.
         method: `logits` (the letter with the highest logit; nothing is drawn) or `generation` (greedy, then
             `extract_answer`; what it does not find counts as not extracted).
-        form: `bare`, `spaced` or `both`, see `reference.score`; None takes the prompt's own.
+        form: `bare`, `spaced`, `both` or `published`, see `reference.score`; None takes the prompt's own.
         dev: where shots are taken from, if not from `questions`, which are then all asked.
         max_tokens: longest prompt; None takes the model's context, less `max_new_tokens` by generation.
         max_new_tokens: by generation, at most so many tokens.
@@ -96,7 +96,7 @@ def score(
             where="shared",
             remedy="use shared=False",
         )
-    wanted = form or find_style(prompt).form
+    wanted = find_style(prompt).resolve(form)
     forms = (("bare", "spaced") if wanted == "both" else (wanted,)) if method == "logits" else ()
     limit = max_tokens
     if limit is None:

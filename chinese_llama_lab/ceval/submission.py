@@ -78,7 +78,7 @@ def make_submission(
     if not asked:
         raise CevalError("there are no test questions", where="questions", remedy="read the split test too")
     if official:
-        _refuse_other_counts(asked)
+        _refuse_counts(asked)
     found = {answer.key: answer for answer in read_answers(rows)}
     keys = [(question.subject, question.split, question.id) for question in asked]
     missing = [key for key in keys if key not in found]
@@ -111,17 +111,21 @@ def make_submission(
     return Submission(answers, nothing, unextracted if nothing else None, histogram)
 
 
-def _refuse_other_counts(asked: Sequence[Question]) -> None:
+def wrong_counts(asked: Sequence[Question]) -> list[str]:
+    """Where these are not as many test questions as C-Eval published, a sentence for each subject."""
     counts: dict[str, int] = {}
     for question in asked:
         counts[question.subject] = counts.get(question.subject, 0) + 1
     subjects = load_subjects("ceval")
-    wrong = [
+    return [
         f"{key} has {counts.get(key, 0):,} of {subject.counts['test']:,}"
         for key, subject in subjects.items()
         if counts.get(key, 0) != subject.counts["test"]
     ] + [f"{key} is no subject of C-Eval" for key in counts if key not in subjects]
-    if wrong:
+
+
+def _refuse_counts(asked: Sequence[Question]) -> None:
+    if wrong := wrong_counts(asked):
         raise CevalError(
             f"this is not C-Eval's test set: {'; '.join(wrong[:3])}"
             + (f"; and {len(wrong) - 3} more subjects" if len(wrong) > 3 else ""),

@@ -8,7 +8,7 @@ import pytest
 
 from chinese_llama_lab.ceval.errors import LetterError
 from chinese_llama_lab.ceval.letters import encode, letter_ids
-from chinese_llama_lab.ceval.prompts import Prompt, build_prompt
+from chinese_llama_lab.ceval.prompts import Prompt, build_prompt, find_style
 
 from .conftest import ASKED, SHOTS, make_tokenizer
 
@@ -105,6 +105,22 @@ def test_llama_behind_the_official_prompt(llama):
     assert spaced.tokens == ("▁A", "▁B", "▁C", "▁D") and spaced.ids == (319, 350, 315, 360)
     assert bare.context == spaced.context == tuple(encode(llama, asked.text))
     assert bare.context[0] == llama.bos_token_id == 1
+
+
+def test_llama_scores_the_ids_of_the_published_code(llama):
+    """C-Eval's own code takes `encode("A")[0]`; Chinese-LLaMA-Alpaca's adds `encode("：A")[-1]`."""
+
+    def ids(prefix):
+        return [tuple(llama.encode(prefix + letter, add_special_tokens=False))[-1] for letter in "ABCD"]
+
+    def scored(style):
+        form = find_style(style).resolve("published")
+        forms = ("bare", "spaced") if form == "both" else (form,)
+        return [list(letter_ids(llama, build_prompt(style, ASKED, SHOTS), one).ids) for one in forms]
+
+    assert scored("ceval-official") == [ids("")]
+    assert scored("chinese-llama-alpaca") == [ids("："), ids("")]
+    assert ids("") != ids("：")
 
 
 def test_llama_behind_a_prompt_that_ends_in_a_space(llama):

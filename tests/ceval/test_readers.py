@@ -268,9 +268,42 @@ def test_paths_and_kinds_that_do_not_exist(tmp_path):
         read_questions(folder(tmp_path, FILES), "ceval-lab", splits=["val"])
     with pytest.raises(QuestionError, match="no questions of dev"):
         read_questions(folder(tmp_path / "b", val([good])), splits=["dev"])
-    (tmp_path / "plain.csv").write_bytes(table(VAL))
+    (tmp_path / "plain.txt").write_bytes(table(VAL))
     with pytest.raises(QuestionError, match="not a whole zip"):
-        read_questions(tmp_path / "plain.csv")
+        read_questions(tmp_path / "plain.txt")
+
+
+def refused(path: Path) -> tuple[str, str, str]:
+    """What was wrong, where, and what to do."""
+    with pytest.raises(QuestionError) as caught:
+        read_questions(path)
+    return str(caught.value), str(caught.value.where), str(caught.value.remedy)
+
+
+def test_one_csv_is_no_damaged_archive(tmp_path, monkeypatch):
+    inside = folder(tmp_path, FILES) / "val" / "law_val.csv"
+    what, where, remedy = refused(inside)
+    assert "law_val.csv is one CSV" in what and "archive" not in what and where == str(inside)
+    assert remedy == f"give its folder: {tmp_path / 'set'}"  # dev/, where the shots are, is there too
+    check(read_questions(remedy.removeprefix("give its folder: ")))
+    beside = tmp_path / "flat" / "LAW.CSV"
+    beside.parent.mkdir()
+    beside.write_bytes(table(VAL))
+    assert refused(beside)[2] == f"give its folder: {beside.parent}"
+    monkeypatch.chdir(inside.parent)
+    assert refused(Path("law_val.csv"))[2] == f"give its folder: {tmp_path / 'set'}"
+
+
+def test_one_split_of_cmmlu(tmp_path, monkeypatch):
+    rows = table(VAL, ["", "Question", "A", "B", "C", "D", "Answer"])
+    above = folder(tmp_path, {"test/agronomy.csv": rows, "dev/agronomy.csv": rows})
+    what, where, remedy = refused(above / "test")
+    assert "agronomy.csv" in what and "CMMLU" in what and where == str(above / "test" / "agronomy.csv")
+    assert remedy == f"give the folder above dev/ and test/: {above}"
+    assert read_questions(remedy.split(": ")[1]).kind == "cmmlu"
+    monkeypatch.chdir(above / "test")
+    assert refused(Path("."))[2] == remedy
+    assert refused(archive(tmp_path, {"agronomy.csv": rows}))[2] == "give the folder above dev/ and test/"
 
 
 def test_set_json(tmp_path):

@@ -55,6 +55,16 @@ def test_the_style_gives_the_form(model, tokenizer):
     assert scored.letter_ids[0].tokens == ("ĠA", "ĠB", "ĠC", "ĠD")
 
 
+@pytest.mark.parametrize(
+    ("style", "forms"),
+    [("ceval-official", ["spaced"]), ("chinese-llama-alpaca", ["bare", "spaced"]), ("lm-eval", ["spaced"])],
+)
+def test_the_published_form(model, tokenizer, style, forms):
+    (scored,) = score(model, tokenizer, [ASKED], style=style, form="published")
+    (named,) = score(model, tokenizer, [ASKED], style=style, form="both" if len(forms) > 1 else forms[0])
+    assert [ids.form for ids in scored.letter_ids] == forms and scored == named
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_can_be_scored_and_twice_the_same(model, tokenizer, style):
     first = list(score(model, tokenizer, QUESTIONS, style=style, dev=SHOTS, shots=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from chinese_llama_lab.ceval.readers import read_questions
 from chinese_llama_lab.ceval.report import make_report
 from chinese_llama_lab.ceval.runs import read_run
 from chinese_llama_lab.ceval.shown import show_report, show_settings
+from chinese_llama_lab.ceval.subjects import load_subjects
 from chinese_llama_lab.paths import data_dir
 from chinese_llama_lab.quantization.kinds import FOUR_BIT, quantization_config
 
@@ -92,7 +94,7 @@ def test_a_comparison(place, capsys):
 
 
 def test_a_submission(place, tmp_path, capsys):
-    exam = tmp_path / "exam"
+    exam = tmp_path / "an exam's files"  # a name for the shell to trip over
     for split in ("dev", "test"):
         (exam / split).mkdir(parents=True)
         for subject in ("law", "logic"):
@@ -104,6 +106,14 @@ def test_a_submission(place, tmp_path, capsys):
     questions = ("--questions", exam, "--split", "test", "--shots", 1)
     assert call("ceval", place, *questions, "--out", tmp_path / "run") == 0
     said = capsys.readouterr().out
+    hint = shlex.split(said.split("  or: ")[1].splitlines()[0])
+    assert hint[hint.index("--questions") + 1] == str(exam) and "--unextracted" not in hint
+    assert hint[hint.index("--subjects") + 1 :][:2] == ["law", "logic"] and "--partial" in hint
+    assert cli.main(hint[1:]) == 0  # as it stands
+    written = tmp_path / "run" / "submission.json"
+    assert len(json.loads(written.read_text(encoding="utf-8"))) == 2
+    written.unlink()
+    capsys.readouterr()
     assert "no right answers are published" in said and "this is not C-Eval's test set" in said
     assert not (tmp_path / "run" / "submission.json").exists()
     report = ["ceval-report", str(tmp_path / "run"), "--questions", str(exam)]
@@ -117,6 +127,22 @@ def test_a_submission(place, tmp_path, capsys):
     }
     assert cli.main(["ceval-report", str(tmp_path / "run")]) == 1
     assert "no published answer" in capsys.readouterr().err
+
+
+def test_the_hint_names_what_stands_for_answers_not_extracted(tmp_path):
+    from chinese_llama_lab.ceval.commands import _way_to_submission
+
+    whole = [
+        SimpleNamespace(subject=key, split="test")
+        for key, subject in load_subjects().items()
+        for _ in range(subject.counts["test"])
+    ]
+    given = SimpleNamespace(select=lambda split: whole)
+    options = SimpleNamespace(out=tmp_path / "run", questions="~/ceval-exam.zip", subjects=None)
+    hint = _way_to_submission(options, given, 3)
+    parsed = cli.build_parser().parse_args(shlex.split(hint)[1:])
+    assert parsed.unextracted == "" and not parsed.partial and parsed.subjects is None
+    assert parsed.questions == options.questions and parsed.submission == tmp_path / "run" / "submission.json"
 
 
 def test_position(place, tmp_path, capsys):

@@ -13,7 +13,7 @@ from chinese_llama_lab.ceval import reference
 from chinese_llama_lab.ceval.attention import can_pack
 from chinese_llama_lab.ceval.errors import CevalError, LetterError, PromptError, QuestionError
 from chinese_llama_lab.ceval.identity import model_sha256
-from chinese_llama_lab.ceval.prompts import STYLES, build_prompt
+from chinese_llama_lab.ceval.prompts import STYLES, build_prompt, find_style
 from chinese_llama_lab.ceval.questions import QuestionSet
 from chinese_llama_lab.ceval.score import score
 from chinese_llama_lab.quantization.load import load_quantized
@@ -80,6 +80,18 @@ def test_every_form(model, tokenizer, form):
     agree(plain, run)
     assert [entry["form"] for entry in run.settings["letters"][0]] == (
         ["bare", "spaced"] if form == "both" else [form]
+    )
+
+
+@pytest.mark.parametrize("prompt", STYLES)
+def test_the_published_form_is_recorded_as_what_it_is(model, tokenizer, prompt):
+    plain, run = both(model, tokenizer, prompt=prompt, shots=0, form="published")
+    agree(plain, run)
+    meant = find_style(prompt).published_form
+    _, named = both(model, tokenizer, prompt=prompt, shots=0, form=meant)
+    assert run.rows == named.rows and run.settings["form"] == meant
+    assert [entry["form"] for entry in run.settings["letters"][0]] == (
+        ["bare", "spaced"] if meant == "both" else [meant]
     )
 
 
@@ -332,7 +344,7 @@ def test_ties_and_logits_that_are_not_finite(tokenizer):
 def test_bad_input(model, tokenizer):
     for options, message in (
         ({"method": "letters"}, "method is 'letters'[\\s\\S]*logits, generation"),
-        ({"form": "wide"}, "form is 'wide'"),
+        ({"form": "wide"}, "form is 'wide'[\\s\\S]*bare, spaced, both, published"),
         ({"cot": True}, "has to be written before"),
         ({"prompt": "mmlu"}, "no prompt style"),
         ({"shots": -1}, "shots is -1"),
