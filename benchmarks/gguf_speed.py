@@ -28,14 +28,20 @@ OUR_KINDS = ("fp32", "bf16", "nf4")
 
 
 def measure_llama_cpp(path: str, ids: list[int], new: int, threads: int, repeats: int, repack: bool) -> None:
-    """What a child process does: seconds of each repeat, and the tokens, as JSON."""
+    """What a child process does: seconds of each repeat, the tokens, and the program's version, as JSON."""
+    import llama_cpp
+
     from chinese_llama_lab.inference.gguf_run import greedy, opened
 
     with opened(path, context=len(ids) + new + 8, threads=threads, repack=repack) as model:
         times = [greedy(model, ids, new) for _ in range(repeats + 1)][1:]  # the first warms up
-    print(
-        json.dumps({"tokens": times[0][0], "prefill": [t[1] for t in times], "decode": [t[2] for t in times]})
-    )
+    found = {
+        "tokens": times[0][0],
+        "prefill": [t[1] for t in times],
+        "decode": [t[2] for t in times],
+        "version": llama_cpp.__version__,
+    }
+    print(json.dumps(found))
 
 
 def llama_cpp(path: Path, ids: list[int], options: argparse.Namespace) -> tuple[dict[str, Any] | None, str]:
@@ -52,8 +58,11 @@ def llama_cpp(path: Path, ids: list[int], options: argparse.Namespace) -> tuple[
     return None, reason
 
 
-def rows_of(folder: Path, vocabulary: str, options: argparse.Namespace, scratch: Path, keep: Any) -> None:
-    """All rows of one model, ours first; each is given to `keep` as it comes."""
+def rows_of(folder: Path, vocabulary: str, options: argparse.Namespace, scratch: Path, keep: Any) -> set[str]:
+    """All rows of one model, ours first; each is given to `keep` as it comes.
+
+    Returns: the versions of llama-cpp-python that made its rows, as their processes told.
+    """
     import torch
 
     from chinese_llama_lab.inference.engines import generate
@@ -67,6 +76,7 @@ def rows_of(folder: Path, vocabulary: str, options: argparse.Namespace, scratch:
     )
     from chinese_llama_lab.quantization.load import load_quantized
 
+    versions: set[str] = set()
     best: list[int] = []
     density, ids = 0.0, []
 
@@ -123,6 +133,7 @@ def rows_of(folder: Path, vocabulary: str, options: argparse.Namespace, scratch:
         if result is None:
             print(f"llama.cpp {kind}: no row, {said}", file=sys.stderr)
             continue
+        versions.add(result["version"])
         times = (
             Times(tuple(result["prefill"]), len(ids)),
             Times(tuple(result["decode"]), options.new - 1),
@@ -136,6 +147,7 @@ def rows_of(folder: Path, vocabulary: str, options: argparse.Namespace, scratch:
             times,
             agreeing(result["tokens"]),
         )
+    return versions
 
 
 def main() -> int:
@@ -166,16 +178,12 @@ def main() -> int:
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:
-        rows_of(converted_model("smollm2"), "base", options, Path(scratch), keep)
+        versions = rows_of(converted_model("smollm2"), "base", options, Path(scratch), keep)
         if options.adapted:
-            rows_of(options.adapted, "extended", options, Path(scratch), keep)
+            versions |= rows_of(options.adapted, "extended", options, Path(scratch), keep)
     if options.save:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            program = version("llama-cpp-python")
-        except PackageNotFoundError:
-            program = "not installed"
+        # From the processes that made the rows: a folder on the path has a module, but no package metadata.
+        program = ", ".join(sorted(versions)) or "no rows of it"
         os.environ["LAB_RESULTS_DIR"] = str(committed_results_dir())
         results.save("bench_gguf", rows, model="SmolLM2-135M-Instruct", llama_cpp_python=program)
     return 0

@@ -45,7 +45,7 @@ def kept_by_layer(shape: Shape, s: Settings) -> dict[str, float]:
         by["inputs of products"] = float(size * (2 * width + inner))  # o_proj's is attention's output
     elif s.adapted:
         by["inputs of adapters"] = _adapter_inputs(s, columns)
-    if s.keeps_inputs and s.quantization.startswith("nf4"):
+    if s.keeps_inputs and s.four_bit:
         by["inputs of quantized layers"] = float(size * (2 * width + queries + inner))
     return by
 

@@ -9,8 +9,8 @@ from chinese_llama_lab.toml import parse_settings
 
 # Options of `Settings` that have a flag of their own; all others go through --set.
 _FLAGS: tuple[tuple[str, type, str], ...] = (
-    ("quantization", str, "none, int8, nf4 or nf4-double"),
-    ("dtype", str, "of what is not quantized: bfloat16 (default), float16 or float32"),
+    ("quantization", str, "none, int8, nf4, nf4-double, fp4 or fp4-double (default: what the config says)"),
+    ("dtype", str, "of what is not quantized: bf16 (default), fp16 or fp32"),
     ("vocabulary", int, "rows after an extension"),
     ("rank", int, "of LoRA (default: 8)"),
     ("embeddings", str, "frozen (default), new-rows or published"),
@@ -29,7 +29,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         'sold as "24 GB" has 24 GiB.',
     )
     parser.add_argument("model", nargs="?", help="a built-in name, a hub id, a folder or a config.json")
-    parser.add_argument("--task", default="inference", help="inference (default), lora, qlora or full")
+    parser.add_argument("--task", help="inference (default), lora, qlora or full; --fits: all, or this one")
     for name, kind, text in _FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, help=text)
     parser.add_argument("--gradient-checkpointing", action="store_true", default=None)
@@ -37,7 +37,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other option, as in TOML"
     )
     parser.add_argument("--gpu", action="append", default=[], metavar="GB", help="does it fit, and how long?")
-    parser.add_argument("--fits", action="store_true", help="usual tasks on 6 to 80 GB (or on each --gpu)")
+    parser.add_argument("--fits", action="store_true", help="usual setups on 6 to 80 GB (or each --gpu)")
     parser.add_argument("--knobs", action="store_true", help="which single change saves most")
     parser.add_argument("--residuals", action="store_true", help="the estimate against published figures")
     parser.add_argument("--article", action="store_true", help="the article's figures, each with a verdict")
@@ -83,15 +83,22 @@ def _estimate(given: argparse.Namespace) -> int:
     for gpu in given.gpu:
         gpu_bytes(gpu)  # before anything is printed
     if given.fits:
-        print(fits(given.model, given.gpu or ASKED, **options))
+        if given.knobs:
+            raise EstimateError(
+                "--knobs changes one estimate, and --fits prints a table of several",
+                where="--fits --knobs",
+                remedy="ask for one at a time; --knobs goes with --task and its options",
+            )
+        print(fits(given.model, given.gpu or ASKED, task=given.task, **options))
         return 0
-    memory = estimate(given.model, given.task, **options)
+    task = given.task or "inference"
+    memory = estimate(given.model, task, **options)
     print(memory)
     for gpu in given.gpu:
-        longest = longest_block(given.model, gpu, given.task, **options)
+        longest = longest_block(given.model, gpu, task, **options)
         said = {"fits": "fits", "tight": "fits, but only just", "no": "does not fit"}[verdict(memory, gpu)]
         print(f"{gpu_bytes(gpu) / 2**30:g} GiB: {said}; sequences up to {longest:,} tokens")
     if given.knobs:
-        for knob in knobs(given.model, given.task, **options):
+        for knob in knobs(given.model, task, **options):
             print(knob)
     return 0

@@ -4,7 +4,11 @@ transformers' step is general: cache objects, masks, hooks and argument checks, 
 With one new token, no padding and no training none of that is needed. Left over are, a layer:
 
 - the seven products of the model's own modules, whose weights are neither copied nor changed; on a processor
-  and for one sequence as matrix times vector, which torch runs faster in bfloat16 than its `linear`
+  and for one sequence as matrix times vector (`mv`). In bfloat16 it depends on the processor which is faster:
+  on an Intel Xeon `linear` took 1.46 times as long for the head (`results/bench_speed_tried.csv`); on an AMD
+  EPYC the loop with `mv` was no faster than transformers' forward (`results/bench_speed_compile.csv`). The
+  clock does not choose: their bfloat16 results may differ in the last bit, so that tokens of a model could
+  differ from run to run
 - keys and values written into a buffer that was allocated once
 - attention of a group of query heads to the one key head that they share, so that keys are never repeated
 - rotation with the cosines that the model itself gives for the position, whatever its rope scaling
@@ -54,7 +58,7 @@ def check_ids(ids: torch.Tensor) -> None:
 
 
 def _product(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """`module(x)`, x of [batch, in]; as matrix times vector where torch is slower otherwise."""
+    """`module(x)`, x of [batch, in]; as matrix times vector for one sequence on a processor."""
     bias: torch.Tensor | None = getattr(module, "bias", None)
     if (
         len(x) == 1

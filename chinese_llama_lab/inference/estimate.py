@@ -13,6 +13,7 @@ from chinese_llama_lab.inference.activations import kept, logits_bytes, prefill_
 from chinese_llama_lab.inference.memory import Memory
 from chinese_llama_lab.inference.settings import DTYPES, Settings, settings
 from chinese_llama_lab.inference.shapes import Shape, shape_of
+from chinese_llama_lab.inference.stored import with_stored
 from chinese_llama_lab.inference.weights import (
     kv_bytes_per_token,
     largest_dequantized,
@@ -31,13 +32,15 @@ def estimate(source: Any, task: str = "inference", **options: Any) -> Memory:
         task: `inference`, `lora`, `qlora` or `full`.
         options: see `Settings`: `dtype`, `quantization`, `rank`, `targets`, `embeddings`, `new_tokens`,
             `vocabulary`, `block`, `batch`, `gradient_checkpointing`, `optimizer_dtype`, `kv_dtype`,
-            `cuda_context` and others.
+            `cuda_context` and others. Without `quantization`, that which the config says
+            (`quantization_config`) counts.
 
     Returns: a `Memory`, in bytes; `.gb` and `.gib` give the two units.
 
-    Raises: EstimateError: an unknown model, a config with fields missing, or an option that cannot be.
+    Raises: EstimateError: an unknown model, a config with fields missing, weights quantized in a way
+        that is not counted here, or an option that cannot be.
     """
-    s = settings(task, **options)
+    s = settings(task, **with_stored(source, options))
     shape = shape_of(source)
     if s.vocabulary:
         shape = shape.with_vocabulary(s.vocabulary)

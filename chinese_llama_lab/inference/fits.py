@@ -11,6 +11,7 @@ from chinese_llama_lab.inference.estimate import estimate
 from chinese_llama_lab.inference.memory import GIB, Memory
 from chinese_llama_lab.inference.settings import settings
 from chinese_llama_lab.inference.shapes import shape_of
+from chinese_llama_lab.inference.stored import with_stored
 
 GPUS = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80)  # as sold; in GiB, whatever the box says
 ASKED = (6, 8, 12, 16, 24, 80)
@@ -79,26 +80,41 @@ class Fits:
         return "\n".join(lines)
 
 
-def fits(source: Any, gpus: int | float | str | Sequence[int | float | str] = ASKED, **options: Any) -> Fits:
+def fits(
+    source: Any,
+    gpus: int | float | str | Sequence[int | float | str] = ASKED,
+    *,
+    task: str | None = None,
+    **options: Any,
+) -> Fits:
     """The setups of `SETUPS` on each GPU.
 
     Args:
-        source: a model, as for `estimate`. gpus: one size, or several.
+        source: a model, as for `estimate`. A quantized folder counts as the model it was made from: the
+            setups say how weights are stored.
+        gpus: one size, or several.
+        task: `inference`, `lora`, `qlora` or `full`: its setups alone; None for those of all tasks.
         options: change every setup, such as `vocabulary=49953` or `block=1024`. A setup that cannot have one
             of them (full training with `quantization`) is left out.
 
-    Raises: EstimateError: an unknown GPU size, model or option.
+    Raises: EstimateError: an unknown GPU size, task, model or option.
     """
     sizes = (gpus,) if isinstance(gpus, (int, float, str)) else tuple(gpus)
     for size in sizes:
         gpu_bytes(size)
-    if "task" in options:
-        raise EstimateError("fits has rows of all tasks", where="task", remedy="leave task out")
+    tasks = tuple(dict.fromkeys(kind for kind, _ in SETUPS.values()))
+    if task is not None and task not in tasks:
+        raise EstimateError(
+            f"task = {task!r}", where="task", remedy=f"use one of {', '.join(tasks)}; or leave it out for all"
+        )
     rows = {}
     refused: EstimateError | None = None
-    for name, (task, own) in SETUPS.items():
+    for name, (kind, own) in SETUPS.items():
+        if task not in (None, kind):
+            continue
+        stored = {"quantization": "nf4-double" if kind == "qlora" else "none"}
         try:
-            memory = estimate(source, task, **{**own, **options})
+            memory = estimate(source, kind, **{**stored, **own, **options})
         except EstimateError as error:
             refused = error
             continue
@@ -147,10 +163,11 @@ def knobs(source: Any, task: str = "inference", **options: Any) -> list[Knob]:
 
     Raises: EstimateError: as `estimate`.
     """
+    options = with_stored(source, options)
     s = settings(task, **options)
     now = estimate(source, task, **options)
     tries: list[tuple[str, dict[str, Any]]] = []
-    if task != "full" and s.quantization != "nf4-double":
+    if task != "full" and not s.quantization.endswith("-double"):
         for kind in ("int8", "nf4", "nf4-double"):
             tries.append((task, {"quantization": kind}))
     if s.block > 1:

@@ -135,7 +135,7 @@ def _refuse_arguments(folder: Path, out: Path, kind: str) -> None:
         raise GgufError(
             "the folder holds an adapter, and only whole models are exported",
             where=str(folder),
-            remedy="merge it into its base first: `chinese-llama-lab merge`",
+            remedy="merge it into its base first: `chinese-llama-lab merge-adapters`",
         )
 
 

@@ -12,7 +12,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "export-gguf",
         help="write a model for llama.cpp",
         description="Writes weights and tokenizer of a LLaMA model into one GGUF file. Adapters are merged "
-        "first (`merge`). Norms stay float32; q8_0 takes 8.5 bits a weight.",
+        "first (`merge-adapters`). Norms stay float32; q8_0 takes 8.5 bits a weight.",
     )
     parser.add_argument("model", metavar="FOLDER", help="a merged or base model's folder, or `smollm2`")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.gguf", help="must not exist")

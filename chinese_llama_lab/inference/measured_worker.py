@@ -6,7 +6,6 @@ Its last line is a JSON object of bytes: `level`, `loading`, `loaded`, `running`
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import sys
 import tempfile
@@ -14,29 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from chinese_llama_lab.inference.measured import OWN_PAGES, Case
+from chinese_llama_lab.inference.process_memory import forget_peak, give_back, resident
 
 _STEPS = 3  # the optimizer's moments are there from the first step's end on
 _TEXT = "The capital of France is Paris, and the capital of China is Beijing. "
-
-
-def resident(key: str = "VmRSS") -> int:
-    """Bytes that /proc/self/status gives for `VmRSS`, or for `VmHWM`, the most since `forget_peak`."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
-def forget_peak() -> None:
-    """Set the kernel's high-water mark back to what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def give_back() -> None:
-    """Free what nobody refers to, and give the C library's free memory back to the system."""
-    gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def close_holes() -> None:

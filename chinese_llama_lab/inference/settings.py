@@ -8,8 +8,10 @@ from typing import Any
 
 from chinese_llama_lab.inference.errors import EstimateError
 from chinese_llama_lab.inference.shapes import MODULES
+from chinese_llama_lab.quantization.kinds import FOUR_BIT, PLAIN
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8": 1}
+QUANTIZATIONS = ("none", "int8", *FOUR_BIT)
 CONTEXT = 0.5e9  # the CUDA context, kernels and cuBLAS workspace: 0.3 to 0.6 GB by GPU and driver
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("inference", "lora", "qlora", "full"),
@@ -17,7 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "lora_dtype": ("float32", "bfloat16", "float16"),
     "optimizer_dtype": ("float32", "bfloat16", "int8"),
     "kv_dtype": ("float32", "bfloat16", "float16", "float8"),
-    "quantization": ("none", "int8", "nf4", "nf4-double"),
+    "quantization": QUANTIZATIONS,
     "embeddings": ("frozen", "new-rows", "published"),
     "attention": ("flash", "eager", "lean"),
     "loss": ("full", "shifted", "chunked", "lean"),
@@ -30,9 +32,11 @@ class Settings:
     """Options of `estimate`; the names are those of a recipe where there is one.
 
     Attributes:
-        task: `inference`, `lora`, `qlora` (LoRA over NF4), or `full` training.
-        dtype: of the weights that are not quantized, and of the arithmetic.
-        quantization: of the linear layers' weights. quantized: which of them. quantize_head: the head too.
+        task: `inference`, `lora`, `qlora` (LoRA over 4 bits), or `full` training.
+        dtype: of the weights that are not quantized, and of the arithmetic. Dtypes have their short names
+            too: `fp32`, `bf16`, `fp16`.
+        quantization: of the linear layers' weights; `fp4` takes the bytes of `nf4`, from another code book.
+        quantized: which of them. quantize_head: the head too.
         vocabulary: rows after the extension; 0 leaves the model's.
         rank, targets, dropout, lora_dtype: of LoRA; peft keeps adapters in float32.
         embeddings: `frozen`; `new-rows` trains `new_tokens` rows of embedding and head beside the frozen ones
@@ -95,6 +99,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.kv_dtype:
             object.__setattr__(self, "kv_dtype", self.dtype)
+        for field in ("dtype", "lora_dtype", "optimizer_dtype", "kv_dtype"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                object.__setattr__(self, field, PLAIN.get(value, value))
         for field, known in _CHOICES.items():
             if getattr(self, field) not in known:
                 raise _wrong(field, getattr(self, field), f"one of {', '.join(known)}")
@@ -123,6 +131,11 @@ class Settings:
             raise _wrong("new_tokens", 0, "the number of new rows, or embeddings='frozen'")
         if self.layers == "lean" and self.adapted and (set(self.targets) != set(MODULES) or self.dropout):
             raise _wrong("layers", "lean", "plain: lean layers are for LoRA on all linear layers, no dropout")
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether linear layers are quantized in blocks of 4-bit numbers."""
+        return self.quantization in FOUR_BIT
 
     @property
     def adapted(self) -> bool:
@@ -158,8 +171,8 @@ def settings(task: str, **options: Any) -> Settings:
             )
     if task == "qlora":
         options.setdefault("quantization", "nf4-double")
-        if not str(options["quantization"]).startswith("nf4"):
-            raise _wrong("quantization", options["quantization"], "nf4 or nf4-double, or task='lora'")
+        if str(options["quantization"]) not in FOUR_BIT:
+            raise _wrong("quantization", options["quantization"], f"{', '.join(FOUR_BIT)}; or task='lora'")
     for name in ("targets", "quantized"):
         if name in options:
             value = options[name]

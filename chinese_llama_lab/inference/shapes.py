@@ -7,12 +7,14 @@ device (`tests/inference/test_shapes.py`).
 
 from __future__ import annotations
 
-import json
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from chinese_llama_lab.inference.configs import fields_of
 from chinese_llama_lab.inference.errors import EstimateError
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -111,6 +113,7 @@ _ALL = (
     _llama("chinese-llama-13b", 49953, 5120, 13824, 40, 40),
     _llama("chinese-alpaca-13b", 49954, 5120, 13824, 40, 40),
     _llama("chinese-llama-2-7b", 55296, 4096, 11008, 32, 32),
+    _llama("chinese-llama-2-13b", 55296, 5120, 13824, 40, 40),
     _llama("llama-3-8b", 128256, 4096, 14336, 32, 32, 8),
     _llama("llama-3.2-3b", 128256, 3072, 8192, 28, 24, 8, tied=True),
     _llama("tinyllama", 32000, 2048, 5632, 22, 32, 4),
@@ -119,33 +122,44 @@ _ALL = (
     _llama("qwen2.5-7b", 152064, 3584, 18944, 28, 28, 4, biased=_QKV),
     _llama("qwen3-8b", 151936, 4096, 12288, 36, 32, 8, head_width=128, head_norms=True),
     _llama("smollm2", 49152, 576, 1536, 30, 9, 3, tied=True),
+    _llama("smollm2-zh", 54152, 576, 1536, 30, 9, 3, tied=True),  # this project's, with 5,000 new tokens
     _llama("smollm2-360m", 49152, 960, 2560, 32, 15, 5, tied=True),
     _llama("smollm2-1.7b", 49152, 2048, 8192, 24, 32, 32, tied=True),
 )
 SHAPES: Mapping[str, Shape] = {shape.name: shape for shape in _ALL}
-_HUB: Mapping[str, str] = {
+# What was trained further without new tokens has its base's shape. No versions (`-chat-v1.0`): TinyLlama's
+# early ones differ in their vocabulary.
+_SAME_SHAPE = re.compile(r"(-(instruct|chat|hf|base))+$")
+_HUB: Mapping[str, str] = {  # hub id, in lower case and without what `_SAME_SHAPE` strips → built-in name
     "huggyllama/llama-7b": "llama-7b",
     "huggyllama/llama-13b": "llama-13b",
     "huggyllama/llama-30b": "llama-33b",
-    "meta-llama/llama-2-7b-hf": "llama-2-7b",
-    "meta-llama/llama-2-7b-chat-hf": "llama-2-7b",
-    "meta-llama/llama-2-13b-hf": "llama-2-13b",
+    "meta-llama/llama-2-7b": "llama-2-7b",
+    "meta-llama/llama-2-13b": "llama-2-13b",
     "hfl/chinese-llama-2-7b": "chinese-llama-2-7b",
     "hfl/chinese-alpaca-2-7b": "chinese-llama-2-7b",
+    "hfl/chinese-llama-2-13b": "chinese-llama-2-13b",
+    "hfl/chinese-alpaca-2-13b": "chinese-llama-2-13b",
     "meta-llama/meta-llama-3-8b": "llama-3-8b",
     "meta-llama/llama-3.1-8b": "llama-3-8b",
     "meta-llama/llama-3.2-3b": "llama-3.2-3b",
     "hfl/llama-3-chinese-8b": "llama-3-8b",
     "tinyllama/tinyllama-1.1b-chat-v1.0": "tinyllama",
+    "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t": "tinyllama",
     "qwen/qwen-7b": "qwen-7b",
     "qwen/qwen2.5-0.5b": "qwen2.5-0.5b",
     "qwen/qwen2.5-7b": "qwen2.5-7b",
     "qwen/qwen3-8b": "qwen3-8b",
     "huggingfacetb/smollm2-135m": "smollm2",
-    "huggingfacetb/smollm2-135m-instruct": "smollm2",
     "huggingfacetb/smollm2-360m": "smollm2-360m",
     "huggingfacetb/smollm2-1.7b": "smollm2-1.7b",
 }
+
+
+def known_shape(name: str) -> Shape | None:
+    """The built-in shape of a name or hub id; None where there is none. Case does not matter."""
+    stripped = _SAME_SHAPE.sub("", name.lower())
+    return SHAPES.get(stripped) or SHAPES.get(_HUB.get(stripped) or _HUB.get(name.lower(), ""))
 
 
 def shape_of(source: Any) -> Shape:
@@ -164,45 +178,32 @@ def shape_of(source: Any) -> Shape:
         return _named(source)
     if isinstance(source, Mapping):
         return _from_fields(source)
-    config = getattr(source, "config", source)
-    if not hasattr(config, "to_dict"):
+    found = fields_of(source)
+    if found is None:
         raise EstimateError(
             f"{type(source).__name__} is neither a name nor a config",
             where="config",
             remedy=f"pass one of {', '.join(SHAPES)}, a folder, or a config's fields as a mapping",
         )
-    return _from_fields(config.to_dict())
+    return _from_fields(found)
 
 
 def _named(source: str | Path) -> Shape:
     name = str(source)
-    known = SHAPES.get(name.lower()) or SHAPES.get(_HUB.get(name.lower(), ""))
+    known = known_shape(name)
     if known is not None:
         return known
-    place: Path | None = Path(source)
-    if place is not None and place.is_dir():
-        place = place / "config.json"
-    if place is None or not place.is_file():
-        place = None
-        if name.count("/") == 1 and not name.startswith((".", "/")):
-            from chinese_llama_lab.sources.hub import cached_hub_file
-
-            place = cached_hub_file(name, "config.json")
-    if place is None:
+    fields = fields_of(source)
+    if fields is None:
+        near = difflib.get_close_matches(name.lower(), [*SHAPES, *_HUB], 3)
+        meant = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
         raise EstimateError(
-            f"no shape of {name!r} is known here",
+            f"no shape of {name!r} is known here, and nothing is downloaded for an estimate",
             where="config",
-            remedy=f"pass one of {', '.join(SHAPES)}; or its config.json, which is all that is needed",
+            remedy=f"{meant}pass the model's config.json, which is all that is needed, or a folder that holds"
+            f" it; or a built-in name: {', '.join(SHAPES)}",
         )
-    try:
-        fields = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EstimateError(
-            f"the config cannot be read: {error}", where=str(place), remedy="pass a JSON file in UTF-8"
-        ) from error
-    if not isinstance(fields, dict):
-        raise EstimateError("the config is not a JSON object", where=str(place), remedy="pass a config.json")
-    return _from_fields({"_name_or_path": name, **fields})
+    return _from_fields(fields)
 
 
 def _from_fields(fields: Mapping[str, Any]) -> Shape:

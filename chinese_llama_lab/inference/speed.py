@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from chinese_llama_lab.inference.bandwidth import Bandwidth, SpeedError, step_bytes, synchronize
 from chinese_llama_lab.inference.decode import check_room, unwrapped
 from chinese_llama_lab.inference.engines import ENGINES, engine, greedy_without_end
+from chinese_llama_lab.inference.process_memory import forget_peak, give_back, resident
 from chinese_llama_lab.inference.speed_rows import Speed, SpeedRow, Times
 
 
@@ -51,26 +51,29 @@ def characters_per_token(tokenizer: Any, text: str) -> float:
 
 @contextmanager
 def peak_memory(device: Any) -> Iterator[list[int]]:
-    """The list holds, after the block, the bytes at its highest: of the process, or on the GPU.
+    """The list holds, after the block, the bytes at its highest: on the GPU, or of the process.
 
-    Linux lets a process reset its own peak; where that cannot be done the peak since its start counts.
+    On a processor that is the resident memory of the whole process: Python, libraries and all models that
+    are loaded, beside what the block takes. What was freed before the block does not count: it is given back
+    to the system first, where the C library can do that (`give_back`). Linux lets a process reset its own
+    peak; where that cannot be done the peak since its start counts.
     """
     found: list[int] = []
     graphics = torch.device(device).type == "cuda"
     if graphics:
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        give_back()
         with suppress(OSError):  # the peak since the start is then what is left
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            forget_peak()
     yield found
     found.append(int(torch.cuda.max_memory_allocated(device)) if graphics else _resident_peak())
 
 
 def _resident_peak() -> int:
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
+        return resident("VmHWM")
+    except (OSError, RuntimeError):
         import psutil
 
         memory = psutil.Process().memory_info()

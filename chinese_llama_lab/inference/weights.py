@@ -6,16 +6,18 @@ import math
 
 from chinese_llama_lab.inference.settings import DTYPES, Settings
 from chinese_llama_lab.inference.shapes import Shape
+from chinese_llama_lab.quantization.kinds import FOUR_BIT
 
-BLOCK = 64  # weights that share an absmax in NF4
+BLOCK = 64  # weights that share an absmax in NF4 and FP4
 NESTED = 256  # absmax values that share one in double quantization
 
 
 def stored(rows: int, columns: int, quantization: str, dtype: str) -> tuple[float, float]:
     """(bytes of a matrix's weights, bytes of its quantization constants).
 
-    NF4: half a byte a weight; float32 absmax a block of 64, together 4.5 bits. Double: 8 bits an absmax, and
-    a float32 a block of 256 of them and one for their mean, together 4.127 bits. int8: a float32 a row.
+    NF4 and FP4: half a byte a weight; float32 absmax a block of 64, together 4.5 bits. Double: 8 bits an
+    absmax, and a float32 a block of 256 of them and one for their mean, together 4.127 bits. int8: a float32
+    a row.
     """
     count = rows * columns
     if quantization == "none":
@@ -23,7 +25,7 @@ def stored(rows: int, columns: int, quantization: str, dtype: str) -> tuple[floa
     if quantization == "int8":
         return float(count), 4.0 * rows
     blocks = math.ceil(count / BLOCK)
-    if quantization == "nf4":
+    if not FOUR_BIT[quantization][1]:
         return count / 2, 4.0 * blocks
     return count / 2, blocks + 4.0 * math.ceil(blocks / NESTED) + 4.0
 
@@ -97,7 +99,7 @@ def kv_bytes_per_token(shape: Shape, dtype: str = "bfloat16") -> float:
 
 def largest_dequantized(shape: Shape, s: Settings) -> float:
     """The largest quantized matrix as it is in the moment of its product: in the arithmetic's dtype."""
-    if not s.quantization.startswith("nf4"):
+    if not s.four_bit:
         return 0.0
     sizes = [rows * columns for name, (rows, columns) in shape.matrices().items() if name in s.quantized]
     if s.quantize_head and not shape.tied:

@@ -12,8 +12,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = subparsers.add_parser(
         "quantize",
         help="write a model with its linear layers in 4 or 8 bits",
-        description="Through bitsandbytes. Embedding, norms and head stay in the compute dtype. The folder is"
-        " loaded by every command that takes a model.",
+        description="Through bitsandbytes. Embedding, norms and head stay in the compute dtype. Of the"
+        " folder, `generate` and `estimate` see by themselves what it is; `speed`, `ceval` and `ceval-probe`"
+        " load it with its kind as --kind; `pretrain` and `finetune` with its kind as the recipe's"
+        " quantization. `export-gguf`, `merge-adapters` and `quantize` refuse it, and `extend` cannot"
+        " take it: give them the model that it was made from.",
     )
     parser.add_argument("model", help="`smollm2`, a folder, or a hub id")
     parser.add_argument("--kind", default="nf4", help="nf4 (default), nf4-double, fp4, fp4-double, int8")

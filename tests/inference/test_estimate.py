@@ -215,3 +215,29 @@ def test_lora_on_nf4_is_checked_like_qlora(options):
 def test_options_that_are_no_numbers_are_refused(option):
     with pytest.raises(EstimateError, match=next(iter(option))):
         estimate("llama-7b", "lora", **option)
+
+
+@pytest.mark.parametrize("task", ["inference", "qlora"])
+def test_fp4_takes_the_bytes_of_nf4(task):
+    for fp4, nf4 in (("fp4", "nf4"), ("fp4-double", "nf4-double")):
+        options = {"task": task, "keeps_inputs": True, "quantize_head": True}
+        ours, theirs = (estimate("llama-7b", quantization=kind, **options) for kind in (fp4, nf4))
+        assert (ours.components, ours.moments) == (theirs.components, theirs.moments)
+        assert fp4 in ours.name
+        assert bits_per_weight(fp4) == bits_per_weight(nf4)
+
+
+@pytest.mark.parametrize(("short", "long"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_short_names_of_dtypes(short, long):
+    for field in ("dtype", "lora_dtype", "kv_dtype"):
+        assert estimate("smollm2", "lora", **{field: short}) == estimate("smollm2", "lora", **{field: long})
+    assert settings("inference", dtype=short).kv_dtype == long
+
+
+def test_what_no_optimizer_has_is_refused_under_its_short_name_too():
+    assert settings("full", optimizer_dtype="bf16").optimizer_dtype == "bfloat16"
+    for name in ("fp16", "float16", 16, None):
+        with pytest.raises(EstimateError, match="one of float32, bfloat16, int8"):
+            settings("full", optimizer_dtype=name)
+    with pytest.raises(EstimateError, match="nf4, nf4-double, fp4, fp4-double"):
+        settings("qlora", quantization="int8")

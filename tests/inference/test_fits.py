@@ -115,7 +115,28 @@ def test_a_change_that_goes_with_another_option_alone_is_left_out():
 def test_setups_that_cannot_have_an_option_are_left_out():
     table = fits("llama-7b", 24, quantization="nf4")
     assert table.rows and not any(name.startswith("full") for name in table.rows)
-    with pytest.raises(EstimateError, match="leave task out"):
-        fits("llama-7b", 24, task="lora")
     with pytest.raises(EstimateError, match="no option 'blok'"):
         fits("llama-7b", 24, blok=5)
+
+
+@pytest.mark.parametrize("task", ["inference", "lora", "qlora", "full"])
+def test_a_task_has_its_own_setups_alone(task, capsys):
+    own = [name for name, (kind, _) in SETUPS.items() if kind == task]
+    assert own and list(fits("smollm2", 24, task=task).rows) == own
+    assert call("estimate", "smollm2", "--fits", "--task", task) == 0
+    said = capsys.readouterr().out
+    assert all((name in said) == (name in own) for name in SETUPS)
+
+
+def test_fits_refuses_what_it_would_not_heed():
+    with pytest.raises(EstimateError, match=r"task = 'infer'\n.*\n.*inference, qlora, lora, full"):
+        fits("smollm2", task="infer")
+    with pytest.raises(EstimateError, match="--knobs changes one estimate"):
+        call("estimate", "smollm2", "--fits", "--knobs")
+
+
+def test_the_command_takes_the_names_that_other_commands_take(capsys):
+    assert call("estimate", "smollm2", "--quantization=fp4", "--dtype=bf16") == 0
+    short = capsys.readouterr().out
+    assert call("estimate", "smollm2", "--quantization=nf4", "--dtype=bfloat16") == 0
+    assert short.replace("fp4", "nf4") == capsys.readouterr().out

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from chinese_llama_lab.cli import build_parser
 from chinese_llama_lab.inference import gguf_tensors
 from chinese_llama_lab.inference.gguf import GgufError, export_gguf
 from chinese_llama_lab.inference.gguf_commands import add_commands
@@ -298,6 +299,21 @@ def test_folders_that_are_refused(copy, tmp_path):
     (copy / "adapter").mkdir()
     (copy / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
     refused(copy, out, "merge it into its base")
+
+
+def test_the_command_that_a_remedy_names_is_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # or a line may end within a name
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(GgufError) as caught:
+        export_gguf(tmp_path, tmp_path / "model.gguf")
+    program, command = caught.value.remedy.split("`")[1].split()
+    assert program == "chinese-llama-lab"
+    with pytest.raises(SystemExit) as ended:  # argparse ends with 2 at a command that it does not know
+        build_parser().parse_args([command, "--help"])
+    assert ended.value.code == 0 and command in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["export-gguf", "--help"])
+    assert f"`{command}`" in capsys.readouterr().out
 
 
 def test_the_command(folder, tmp_path, capsys):

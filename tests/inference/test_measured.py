@@ -170,7 +170,7 @@ def test_peaks_are_seen_and_forgotten():
     """64 MB that live for a moment are in the high-water mark until it is set back."""
     import torch
 
-    from chinese_llama_lab.inference.measured_worker import forget_peak, resident
+    from chinese_llama_lab.inference.process_memory import forget_peak, resident
 
     forget_peak()
     before = resident("VmHWM")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from chinese_llama_lab.inference.errors import EstimateError
-from chinese_llama_lab.inference.shapes import SHAPES, shape_of
+from chinese_llama_lab.inference.shapes import _HUB, SHAPES, known_shape, shape_of
+from chinese_llama_lab.paths import data_dir
 
 CONFIG = {
     "model_type": "llama",
@@ -69,6 +71,53 @@ def test_known_counts(name, parameters):
     assert shape_of(name).parameters == parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "built_in"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+        ("Qwen/Qwen-7B-Chat", "qwen-7b"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3-8b"),
+        ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+        ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
+        ("hfl/chinese-llama-2-13b", "chinese-llama-2-13b"),
+        ("hfl/chinese-alpaca-2-13b", "chinese-llama-2-13b"),
+        ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "tinyllama"),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tinyllama"),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", "smollm2-360m"),
+        ("smollm2-zh-instruct", "smollm2-zh"),
+    ],
+)
+def test_a_model_trained_further_has_its_bases_shape(name, built_in):
+    assert shape_of(name) == SHAPES[built_in]
+
+
+def test_every_hub_id_is_found_as_it_is_listed():
+    for name, built_in in _HUB.items():
+        assert known_shape(name) == known_shape(name.upper()) == SHAPES[built_in]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TinyLlama/TinyLlama-1.1B-Chat-v0.3",  # 32,003 pieces
+        "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4",
+        "someone/llama-7b",
+        "-chat",
+        "hfl/",
+        "",
+    ],
+)
+def test_a_name_that_only_looks_like_a_known_one_has_no_shape(name):
+    assert known_shape(name) is None
+
+
+@pytest.mark.parametrize("name", ["smollm2-zh", "smollm2-zh-instruct"])
+def test_this_projects_models_have_the_rows_of_their_run(name):
+    run = json.loads((data_dir() / "adapters" / name / "run.json").read_text(encoding="utf-8"))
+    assert shape_of(name) == replace(SHAPES["smollm2"], name="smollm2-zh", vocabulary=run["rows"])
+
+
 def test_biases_of_a_llama_config_are_counted():
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -123,3 +172,12 @@ def test_a_damaged_config_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(EstimateError, match="config"):
         shape_of(tmp_path)
+
+
+def test_an_unknown_name_is_told_the_ways_out():
+    with pytest.raises(EstimateError, match=r"did you mean qwen/qwen2.5-7b.*config\.json.*a folder") as error:
+        shape_of("Qwen/Qwen2.5-72B")
+    assert all(name in str(error.value) for name in SHAPES)
+    with pytest.raises(EstimateError) as error:
+        shape_of("%%%")
+    assert "did you mean" not in str(error.value) and "config.json" in str(error.value)

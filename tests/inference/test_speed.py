@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 
 import pytest
 import torch
@@ -173,6 +175,21 @@ def test_peak_memory_sees_what_was_freed():
         block = torch.ones(2**26)  # 256 MiB
         del block
     assert loud[0] - quiet[0] > 200 * 2**20
+
+
+def test_peak_memory_does_not_count_what_was_freed_before():
+    """256 MiB that are freed but held by malloc: a last block above them keeps the heap from shrinking."""
+    if not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("only glibc can be asked to give memory back")
+    blocks = [bytearray(2**16 - 1) for _ in range(2**12)]
+    with peak_memory("cpu") as full:
+        pass
+    last = blocks.pop()
+    blocks.clear()
+    with peak_memory("cpu") as freed:
+        pass
+    assert full[0] - freed[0] > 200 * 2**20
+    assert len(last) == 2**16 - 1
 
 
 def test_rows_are_saved_and_shown(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from chinese_llama_lab.cli import build_parser, main
 from chinese_llama_lab.errors import ModelError
 from chinese_llama_lab.quantization.commands import add_commands
 from chinese_llama_lab.quantization.described import described
@@ -60,6 +61,32 @@ def test_options(folder, tmp_path, capsys):
     assert re.search(r"\nhead +nf4 ", said) and "error" not in said
     names = described(load_quantized(out, "nf4").model).quantized
     assert "lm_head.weight" in names and not any("o_proj" in n or "q_proj" in n for n in names)
+
+
+def test_the_help_is_true_of_the_commands_it_names(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # or a line may end within a name
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["quantize", "--help"])
+    named = set(re.findall(r"`([a-z-]+)`", capsys.readouterr().out)) - {"smollm2"}
+    for command in named:
+        with pytest.raises(SystemExit) as ended:
+            build_parser().parse_args([command, "--help"])
+        assert ended.value.code == 0, command
+    assert {"generate", "estimate", "speed", "ceval", "export-gguf", "merge-adapters"} <= named
+    out = tmp_path / "out"
+    call("quantize", folder, "--out", out, "--compute-dtype=float32")
+    assert main(["generate", str(out), "a", "--template=none", "--max-new-tokens=2"]) == 0
+    text = tmp_path / "text.txt"
+    text.write_text("a text", encoding="utf-8")
+    speed = ["speed", str(out), "--prompt-tokens=4", "--new-tokens=2", "--repeats=1", f"--text={text}"]
+    capsys.readouterr()
+    assert main(["estimate", str(out)]) == 0
+    assert "inference, nf4;" in capsys.readouterr().out
+    assert main([*speed, "--kind=nf4", "--engine=generate"]) == 0
+    assert main(speed) == 1 and "quantized as nf4 already" in capsys.readouterr().err
+    assert main(["export-gguf", str(out), f"--out={tmp_path / 'm.gguf'}"]) == 1
+    assert main(["merge-adapters", str(out), str(folder), f"--out={tmp_path / 'merged'}"]) == 1
+    assert main(["quantize", str(out), f"--out={tmp_path / 'again'}"]) == 1
 
 
 def test_bad_input(folder, tmp_path):
