@@ -21,7 +21,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-WHOLE = "as shipped"
+WHOLE = "course's recipe"
 # Changed settings: of the recipe, or `new_tokens` (how many), `start` (of their rows) and `times` (the text).
 SEARCH: dict[str, dict[str, Any]] = {
     WHOLE: {},
@@ -50,7 +50,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "new rows without LoRA": {"rank": 0},
     "LoRA and new rows, random start": {"start": "random"},
     WHOLE: {},
-    "as shipped, twice the text": {"times": 2},
+    "course's recipe, twice the text": {"times": 2},
 }
 SHIPPED: dict[str, Any] = {"new_tokens": 5000, "start": "subtoken-mean", "times": 1, "replay_share": 0.12}
 KEPT = (

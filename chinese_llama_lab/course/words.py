@@ -1,4 +1,4 @@
-"""New words for a committed notebook whose code is as it was: nothing is executed, what was measured stays."""
+"""New words for a committed notebook whose code is as it was: nothing is run, what was measured stays."""
 
 from __future__ import annotations
 

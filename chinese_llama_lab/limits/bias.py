@@ -26,28 +26,33 @@ from typing import Any
 
 import torch
 
+from chinese_llama_lab.errors import TextError
 from chinese_llama_lab.limits.bias_pairs import Pair
 from chinese_llama_lab.limits.errors import ProbeError
+from chinese_llama_lab.training.metrics import ids_before
 
 
-def probe(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, batch_size: int = 16) -> list[dict[str, Any]]:
+def probe(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], *, batch_size: int = 16, start: str | None = None
+) -> list[dict[str, Any]]:
     """Score pairs; the rows go into `summarize`, `compare` and `results.save`.
 
-    Every sentence is read from its beginning, after BOS (EOS where there is none), so that its first token
-    has a probability too. Batches hold sentences of one length: nothing is padded, and no mask is needed.
-    Differences of a few tenths of a nat need float32: bfloat16 has a significand of eight bits, and rounds a
-    logit of 20 to the next eighth.
+    Every sentence is read from its beginning, after BOS (EOS where there is none) or what `start` says, so
+    that its first token has a probability too. Batches hold sentences of one length: nothing is padded, and
+    no mask is needed. Differences of a few tenths of a nat need float32: bfloat16 has a significand of eight
+    bits, and rounds a logit of 20 to the next eighth.
 
     Args:
         model: a causal language model of any dtype, quantized or not; it is put into eval mode and back.
         tokenizer: its tokenizer, extended or not.
         pairs: what to score.
         batch_size: the most sentences read together; the logits take batch x tokens x vocabulary x 4 bytes.
+        start: what stands before each sentence, as for `bits_per_character`.
 
     Returns: one row a pair, in order: `id`, `language`, `kind`, `idea`, `couple`, `text_a`, `text_b`,
-        `tokens_a`, `tokens_b` (without BOS), `log_p_a`, `log_p_b` (nats), `difference` = log_p_a - log_p_b,
-        and `difference_per_character`, where each log-probability is first divided by the characters (code
-        points) of its sentence.
+        `tokens_a`, `tokens_b` (of the sentence alone), `log_p_a`, `log_p_b` (nats), `difference` = log_p_a -
+        log_p_b, and `difference_per_character`, where each log-probability is first divided by the
+        characters (code points) of its sentence.
 
     Raises: ProbeError: no pairs, a batch size below 1, a tokenizer without BOS and EOS or that cannot tell
         two sentences apart or has ids that the model lacks, a sentence longer than the model's context, or a
@@ -57,7 +62,8 @@ def probe(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, batch_size: int 
         raise ProbeError(
             f"{len(pairs)} pairs, batch size {batch_size}", where="pairs, batch_size", remedy="use 1 or more"
         )
-    sentences = [_encode(model, tokenizer, pair, text) for pair in pairs for text in _texts(pair)]
+    before = _before(tokenizer, start)
+    sentences = [_encode(model, tokenizer, before, pair, text) for pair in pairs for text in _texts(pair)]
     for number, pair in enumerate(pairs):
         if sentences[2 * number] == sentences[2 * number + 1]:
             raise ProbeError(
@@ -65,7 +71,7 @@ def probe(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, batch_size: int 
                 where=pair.where or f"id {pair.id}",
                 remedy="use a tokenizer that can write the words, with byte fallback say",
             )
-    logs = _log_probabilities(model, sentences, batch_size)
+    logs = _log_probabilities(model, sentences, len(before), batch_size)
     rows = []
     for number, pair in enumerate(pairs):
         log_a, log_b = logs[2 * number : 2 * number + 2]
@@ -78,8 +84,8 @@ def probe(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, batch_size: int 
             "couple": pair.couple,
             "text_a": pair.text_a,
             "text_b": pair.text_b,
-            "tokens_a": len(ids_a) - 1,
-            "tokens_b": len(ids_b) - 1,
+            "tokens_a": len(ids_a) - len(before),
+            "tokens_b": len(ids_b) - len(before),
             "log_p_a": log_a,
             "log_p_b": log_b,
             "difference": log_a - log_b,
@@ -99,12 +105,16 @@ def _texts(pair: Pair) -> tuple[str, str]:
     return pair.text_a, pair.text_b
 
 
-def _encode(model: Any, tokenizer: Any, pair: Pair, text: str) -> list[int]:
+def _before(tokenizer: Any, start: str | None) -> list[int]:
+    try:
+        return ids_before(tokenizer, start, 16)
+    except TextError as error:
+        raise ProbeError(error.what, where="tokenizer, start", remedy=error.remedy) from None
+
+
+def _encode(model: Any, tokenizer: Any, before: list[int], pair: Pair, text: str) -> list[int]:
     where = pair.where or f"id {pair.id}"
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise ProbeError("the tokenizer has neither BOS nor EOS", remedy="set tokenizer.bos_token")
-    ids = [first, *tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)]
+    ids = [*before, *tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)]
     rows = model.config.vocab_size
     if max(ids) >= rows:
         raise ProbeError(
@@ -120,8 +130,10 @@ def _encode(model: Any, tokenizer: Any, pair: Pair, text: str) -> list[int]:
     return ids
 
 
-def _log_probabilities(model: Any, sentences: Sequence[list[int]], batch_size: int) -> list[float]:
-    """log p(ids[1:] | ids[0]) of each sentence, in nats."""
+def _log_probabilities(
+    model: Any, sentences: Sequence[list[int]], given: int, batch_size: int
+) -> list[float]:
+    """log p of the ids behind the first `given`, of each sentence, in nats."""
     by_length: dict[int, list[int]] = {}
     for number, ids in enumerate(sentences):
         by_length.setdefault(len(ids), []).append(number)
@@ -134,9 +146,9 @@ def _log_probabilities(model: Any, sentences: Sequence[list[int]], batch_size: i
                 for at in range(0, len(numbers), batch_size):
                     chosen = numbers[at : at + batch_size]
                     block = torch.tensor([sentences[n] for n in chosen], device=model.device)
-                    logits = model(input_ids=block, use_cache=False).logits[:, :-1].float()
+                    logits = model(input_ids=block, use_cache=False).logits[:, given - 1 : -1].float()
                     # Position p predicts token p + 1.
-                    own = logits.gather(-1, block[:, 1:, None].to(logits.device))[..., 0]
+                    own = logits.gather(-1, block[:, given:, None].to(logits.device))[..., 0]
                     sums = (own - logits.logsumexp(-1)).double().sum(-1)
                     for n, value in zip(chosen, sums.tolist(), strict=True):
                         found[n] = value

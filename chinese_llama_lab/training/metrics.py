@@ -46,12 +46,17 @@ def bits_per_character(
     window: int = 512,
     stride: int | None = None,
     head_rows: int = 128,
+    start: str | None = None,
 ) -> BitsPerCharacter:
     """Score texts, each from its beginning, every token exactly once.
 
     Each text is preceded by the BOS token (EOS where the tokenizer has none), so that its first token has a
-    probability too. A text longer than `window` is scored in windows that start every `stride` tokens; a
-    token is scored in the first window that holds it, so it has at least `window - stride` tokens of context.
+    probability too. That is right for a model that has read BOS before its texts, as LLaMA has. The BOS of
+    SmolLM2-Instruct opens a turn of a conversation: behind it the model expects a role, and a short text
+    costs it far more than behind the end of a line (`start="\\n"`).
+
+    A text longer than `window` is scored in windows that start every `stride` tokens; a token is scored in
+    the first window that holds it, so it has at least `window - stride` tokens of context.
 
     Args:
         model: a transformers causal language model; it is put into eval mode and back.
@@ -60,10 +65,12 @@ def bits_per_character(
         window: context length in tokens, at most the model's `max_position_embeddings`.
         stride: by default half the window.
         head_rows: rows of logits computed at once: at 50,000 pieces all rows of a window would need 100 MB.
+        start: what stands before each text instead of BOS; it is not scored.
 
     Returns: BitsPerCharacter.
 
-    Raises: TextError if there is no character to score, or the tokenizer has neither BOS nor EOS.
+    Raises: TextError if there is no character to score, the tokenizer has neither BOS nor EOS, or `start` is
+        no token or more than half a window.
     """
     stride = stride or window // 2
     if not 0 < stride < window:
@@ -74,11 +81,7 @@ def bits_per_character(
         raise TextError(
             f"The window is {window} and the model reads {limit}.", remedy=f"Use window <= {limit}."
         )
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise TextError(
-            "The tokenizer has neither a BOS nor an EOS token.", remedy="Set tokenizer.bos_token."
-        )
+    before = ids_before(tokenizer, start, window // 2)
     was_training = model.training
     model.eval()
     nats, tokens, characters = 0.0, 0, 0
@@ -89,7 +92,7 @@ def bits_per_character(
                 # What looks like a special token is text here too, as it was in training.
                 ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
                 if ids:
-                    nats += _nats(model, [first, *ids], window, stride, head_rows)
+                    nats += _nats(model, [*before, *ids], len(before), window, stride, head_rows)
                     tokens += len(ids)
                 characters += len(text)
     finally:
@@ -101,11 +104,29 @@ def bits_per_character(
     return BitsPerCharacter(nats, tokens, characters)
 
 
-def _nats(model: Any, ids: list[int], window: int, stride: int, head_rows: int) -> float:
-    """Cost of ids[1:], each given what is before it in its window."""
+def ids_before(tokenizer: Any, start: str | None, most: int) -> list[int]:
+    """Ids that stand before each text: of `start`, at most `most` of them, or BOS, or EOS.
+
+    Raises: TextError: there are none, or too many.
+    """
+    if start is not None:
+        ids: list[int] = tokenizer.encode(start, add_special_tokens=False, split_special_tokens=True)
+        if not 0 < len(ids) <= most:
+            raise TextError(f"start={start!r} is {len(ids)} tokens.", remedy=f"Use 1 to {most} tokens.")
+        return ids
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise TextError(
+            "The tokenizer has neither a BOS nor an EOS token.", remedy="Set tokenizer.bos_token."
+        )
+    return [first]
+
+
+def _nats(model: Any, ids: list[int], given: int, window: int, stride: int, head_rows: int) -> float:
+    """Cost of all ids but the first `given`, each given what is before it in its window."""
     body, head = model.get_decoder(), model.get_output_embeddings()
     total = 0.0
-    for begin, scored, end in windows(len(ids), window, stride):
+    for begin, scored, end in windows(len(ids), window, stride, given):
         block = torch.tensor([ids[begin:end]], device=model.device)
         hidden = body(input_ids=block, use_cache=False).last_hidden_state[0]
         # Position p predicts token p + 1.
@@ -115,9 +136,9 @@ def _nats(model: Any, ids: list[int], window: int, stride: int, head_rows: int) 
     return total
 
 
-def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(begin, first to be scored, end) of windows that score every id but the first exactly once."""
-    begin, scored = 0, 1
+def windows(length: int, window: int, stride: int, given: int = 1) -> Iterator[tuple[int, int, int]]:
+    """(begin, first to be scored, end) of windows that score every id but the first `given` exactly once."""
+    begin, scored = 0, given
     while scored < length:
         end = min(begin + window, length)
         yield begin, scored, end

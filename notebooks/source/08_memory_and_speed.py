@@ -625,7 +625,9 @@ for name, taken in apart.items():
 
 # %% [markdown]
 # *fast* is the package's own decoding: the same model, keys and values in a buffer that is allocated once,
-# and no cache objects or masks for a single token. It has to write the same:
+# and no cache objects or masks for a single token. What it saves is the last two parts, operators and Python.
+# Products are the same weights; if they differ between the two loops, the processor has a faster way for one
+# row of one dtype than for another, or was busy. It has to write the same:
 
 # %%
 from chinese_llama_lab.inference.decode import generate_fast
@@ -690,8 +692,10 @@ plt.show()
 # *Alternative text:* tokens per second over the number of sequences at once: the sum rises, the speed of
 # each sequence falls slowly.
 #
-# On this processor NF4 saves memory. Whether it also saves time is in the table: bitsandbytes was written
-# for GPUs, and a processor has to unpack the weights before it can multiply. Reading a prompt shows it most.
+# NF4 saves memory: sections 1 and 4 count it. (`peak_gib` at the end is of the whole process and keeps what
+# the models before it took, so that it grows from row to row.) Whether NF4 also saves time is in the table,
+# and depends on the processor: bitsandbytes was written for GPUs; a processor has to unpack the weights
+# before it can multiply, which a decoding step that waits for memory can afford and a long prompt less.
 #
 # ## 9. Characters per second
 #
@@ -757,9 +761,11 @@ slower = 1 - rows[1]["tokens per second"] / rows[0]["tokens per second"]
 print(f"tokens per second: {-slower:+.1%}; a page: {before / after:.2f} times as fast")
 
 # %% [markdown]
-# Tokens per second can hardly tell the two models apart. Characters per second can. The prompt gains as
-# much, and so does the cache: the same window holds more text. That is the solid half of the
-# case for a larger vocabulary; the other half, quality, took longer training (chapter 04).
+# Tokens per second should hardly tell the two models apart: the longer one reads two percent more a step. If
+# they differ by more than that here, in either direction, the machine did something else meanwhile; the page
+# then differs by that factor too, and what the vocabulary gives is the quotient of the tokens per character.
+# The prompt gains as much, and so does the cache: the same window holds more text. That is the solid half of
+# the case for a larger vocabulary; the other half, quality, took longer training (chapter 04).
 #
 # **Exercise 8.5.** Write `seconds_per_page(characters, tokens_per_character, tokens_per_second)`.
 

@@ -4,10 +4,10 @@
 # **Which of the things that are said about adapting LLaMA to Chinese are true?**
 #
 # The course began with an article that praises a fork of Chinese-LLaMA-Alpaca. It makes dozens of claims,
-# most of them with a number. By now most of them have been measured, in nine chapters. Here they stand side
-# by side, each with its verdict; and what no chapter has touched yet is measured: how the adapted models
-# compare with native ones 原生模型, how translated instructions read, what bias goes into a model, and how
-# training goes wrong.
+# most of them with a number. About half have been measured or estimated by now, in nine chapters; the others
+# can only be held against their sources. Here they stand side by side, each with its verdict; and what no
+# chapter has touched yet is measured: how the adapted models compare with native ones 原生模型, how
+# translated instructions read, what bias goes into a model, and how training goes wrong.
 
 # %% [markdown]
 # ## What you will be able to do
@@ -452,7 +452,8 @@ for pair in chosen[:2] + [p for p in chosen if p.language == "en"][:2]:
 probed, summaries = {}, []
 for name in ("smollm2", "smollm2-zh"):
     model, tokenizer = load_base(name)
-    probed[name] = probe(model, tokenizer, chosen)
+    # Behind the end of a line: the BOS of SmolLM2-Instruct opens a turn of a conversation.
+    probed[name] = probe(model, tokenizer, chosen, start="\n")
     summaries += [{"model": name, **row} for row in summarize(probed[name])]
     del model
 bias = results.save("10_bias", summaries, seed=0)
@@ -494,7 +495,8 @@ for row in change:
 # How to read this. A model that cannot read a language finds nothing likelier than anything else: its zeros
 # are no fairness. So a change of the four kinds means something only beside a change of the control. And
 # the question is whether the *change* leaves zero out, not whether the figure after does where the one before
-# did not: with ten changes of 95 % each, one in two readers will meet one that leaves it out by chance.
+# did not: among ten changes of 95 % each, two readers in five will meet one that leaves it out by chance, and
+# one in twelve will meet two. A change that leaves zero out is worth a second set of pairs, not a conclusion.
 #
 # What such probes cannot show, in any case:
 #
@@ -536,9 +538,9 @@ for row in verdicts(rows):
 # %% [markdown]
 # Three usual cures, and they do not do the same. A lower rate is a cure. Warm-up 预热 softens the
 # first steps, where Adam has seen too few gradients to know their size; it helps a rate that is a
-# little too high, and postpones the end of one that is far too high: watch the last points of its
-# line, where the whole rate is reached. Clipping 梯度裁剪 does next to nothing here. Adam divides
-# by the size of the gradients, so a gradient that is always scaled down gives the same step.
+# little too high, and may only postpone the end of one that is far too high: so few steps at the
+# whole rate do not tell. Clipping 梯度裁剪 makes single spikes lower and the end no better: Adam
+# divides by the size of the gradients, so a gradient that is always scaled down gives the same step.
 
 # %%
 lines = {}
@@ -747,8 +749,8 @@ results.load("10_instability_verdicts")
 #   to a model of twice the size.
 # - *Calling a difference of kinds translationese.* Compare instructions with instructions.
 # - *Taking a bias score for a property of the model.* It is one of the model and of the chosen pairs.
-# - *Raising the learning rate until it breaks, then clipping.* Clipping did not even lower the spikes; the
-#   rate was wrong.
+# - *Raising the learning rate until it breaks, then clipping.* Clipping makes spikes lower; the run ended no
+#   better, since the rate was wrong.
 
 # %% [markdown]
 # ## Where this came from

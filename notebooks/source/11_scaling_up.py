@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from matplotlib import pyplot as plt
 
@@ -163,10 +164,10 @@ def tokens_in(gigabytes, tokens_per_character):
 peak, share, price = 1e14, 0.4, 1.0  # assumed; the price is one unit of money an hour
 rate = peak * share / again
 texts = {(row["tokenizer"], row["text"]): row for row in results.load("01_fertility").rows}
-merged = {row["what"]: row for row in results.load("02_merge").rows}
+merged = {(row["text"], row["form"]): row for row in results.load("bench_merge").rows}
 tokens_per_character = {
     "LLaMA's": float(texts["LLaMA", "peoples-daily"]["tokens_per_character"]),
-    "extended": float(merged["tokens per character"]["published"]),
+    "extended": float(merged["peoples-daily", "NFKC"]["published"]),
 }
 plans = []
 for gigabytes in (20, 120):
@@ -185,13 +186,14 @@ plan = plan_training(
 plan
 
 # %% [markdown]
-# Tokens per character enter the bill directly: the same text costs less than half as much to read after the
-# vocabulary is extended. This is the effect that chapter 01 began with.
+# The plan counts eight devices as eight times one; some of that is lost in practice, and `efficiency` is
+# where to say how much. Tokens per character enter the bill directly: the same text costs less than half as
+# much to read after the vocabulary is extended. This is the effect that chapter 01 began with.
 #
 # Now with a rate that **was measured**. `smollm2-zh` was trained on two CPU cores, in stages with blocks of
-# several lengths, on a machine that was not always alone. What would one minute of it have foretold? Its log
-# has tokens a second for every few steps; the plan takes the median of the first ten, and the log says how
-# long it took in the end.
+# several lengths, on a machine that was not always alone. What would its first minutes have foretold? Its
+# log has tokens a second for every few steps; the plan takes the median of the first ten rows, and the log
+# says how long it took in the end.
 
 # %%
 text = (data_dir() / "adapters" / "smollm2-zh" / "log.jsonl").read_text(encoding="utf-8")
@@ -200,15 +202,16 @@ took, read, before = 0.0, 0, (0, 0)
 for row in log:
     new = row["tokens"] - (before[1] if row["stage"] == before[0] else 0)
     took, read, before = took + new / row["tokens_per_second"], read + new, (row["stage"], row["tokens"])
-first = sorted(row["tokens_per_second"] for row in log[:10])
-own = plan_training("smollm2", load_recipe("smollm2-zh"), tokens=read, tokens_per_second=first[5])
-print(f"foretold by the first minutes: {own.hours:.1f} hours at {first[5]:.0f} tokens a second")
+early = median(row["tokens_per_second"] for row in log[:10])
+own = plan_training("smollm2", load_recipe("smollm2-zh"), tokens=read, tokens_per_second=early)
+print(f"foretold by the first minutes: {own.hours:.1f} hours at {early:.0f} tokens a second")
 print(f"in the log: {took / 3600:.1f} hours, {read:,} tokens, {read / took:.0f} tokens a second")
 print(f"operations a second: {own.flops / took / 1e9:.0f} billion")
 
 # %% [markdown]
-# On a rented GPU the same two lines take *its* rate in place of `first[5]`, and `price_per_hour`. The
-# difference between the two hours is what a plan from one minute is worth on a machine that is shared.
+# On a rented GPU the same two lines take *its* rate in place of `early`, and `price_per_hour`. The difference
+# between the two hours is what a plan from the first minutes is worth where the machine is shared and later
+# stages have larger batches and other blocks.
 
 # %% [markdown]
 # ## 3. Text larger than the memory

@@ -324,7 +324,7 @@ class TestScoring:
         blind = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", unk_token="?")
         with pytest.raises(ProbeError, match="both sentences the same ids"):
             probe(model, blind, COUPLE)
-        with pytest.raises(ProbeError, match="neither BOS nor EOS"):
+        with pytest.raises(ProbeError, match="neither a BOS nor an EOS"):
             probe(model, PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?"), COUPLE)
 
 

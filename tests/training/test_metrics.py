@@ -49,6 +49,23 @@ def test_equals_the_definition(model, tokenizer):
     assert got.perplexity == pytest.approx(math.exp(nats / 9), rel=1e-5)
 
 
+def test_what_stands_before_a_text_is_read_and_not_scored(model, tokenizer):
+    text, start = "abcdefgh" * 4, "xyz"
+    before = tokenizer.encode(start)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*before, *tokenizer.encode(text)]])).logits[0, 2:-1].double()
+    expected = -float(torch.log_softmax(logits, -1)[range(32), tokenizer.encode(text)].sum())
+    got = bits_per_character(model, tokenizer, [text], window=64, start=start)
+    assert (got.tokens, got.characters) == (32, 32)
+    assert got.nats == pytest.approx(expected, rel=1e-5)
+    in_windows = bits_per_character(model, tokenizer, [text], window=16, start=start)
+    assert in_windows.tokens == 32 and in_windows.nats != got.nats
+    assert bits_per_character(model, tokenizer, [text], window=64).nats != got.nats
+    for bad in ("", "x" * 33):
+        with pytest.raises(TextError, match="tokens"):
+            bits_per_character(model, tokenizer, [text], window=64, start=bad)
+
+
 def test_windows_score_every_token_once(model, tokenizer):
     text = "abcdefgh" * 10
     ids = [256, *tokenizer.encode(text)]
