@@ -197,6 +197,12 @@ def _extend(options: argparse.Namespace) -> int:
             remedy="give the folder that continue-bpe or merge-vocab wrote",
         )
     model, old = load_base(options.model, dtype=options.dtype)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise LabError(
+            "the weights of this model are quantized: rows cannot be added to them",
+            where=str(options.model),
+            remedy="extend the model that it was made from, then quantize the result",
+        )
     new = AutoTokenizer.from_pretrained(options.tokenizer)
     words = {word: found[0] for word, found in glosses().items()} if options.strategy == "gloss" else None
     report = extend_embeddings(

@@ -95,6 +95,20 @@ def test_a_model_gets_its_rows(tmp_path, capsys):
     assert check_consistency(*load_base(str(out), dtype="bfloat16")).embedding == len(tokenizer) + 5
 
 
+@pytest.mark.filterwarnings("ignore::chinese_llama_lab.quantization.load.SlowKernelWarning")
+def test_a_quantized_model_gets_no_rows(tmp_path, capsys):
+    from quantization.quality_models import saved
+
+    from chinese_llama_lab.quantization.load import load_quantized, save_quantized
+
+    base = saved(tmp_path / "base")
+    save_quantized(load_quantized(str(base), "nf4"), tmp_path / "nf4")
+    assert run("extend", tmp_path / "nf4", base, "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "are quantized" in said and "then quantize the result" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_reachability_is_printed_with_reasons(models, capsys):
     assert run("reachability", models[0]) == 0
     assert "0 can never be produced" in capsys.readouterr().out
