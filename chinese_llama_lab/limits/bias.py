@@ -29,7 +29,7 @@ import torch
 from chinese_llama_lab.errors import TextError
 from chinese_llama_lab.limits.bias_pairs import Pair
 from chinese_llama_lab.limits.errors import ProbeError
-from chinese_llama_lab.training.metrics import ids_before
+from chinese_llama_lab.tokenization.start import ids_before
 
 
 def probe(

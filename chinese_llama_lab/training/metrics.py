@@ -17,6 +17,7 @@ import torch
 from chinese_llama_lab.errors import TextError
 from chinese_llama_lab.tokenization.base import utf8_lengths
 from chinese_llama_lab.tokenization.fertility import iterate_texts
+from chinese_llama_lab.tokenization.start import ids_before
 
 
 @dataclass(frozen=True)
@@ -102,24 +103,6 @@ def bits_per_character(
             "There is no text to score.", where="texts", remedy="Give at least one text that is not empty."
         )
     return BitsPerCharacter(nats, tokens, characters)
-
-
-def ids_before(tokenizer: Any, start: str | None, most: int) -> list[int]:
-    """Ids that stand before each text: of `start`, at most `most` of them, or BOS, or EOS.
-
-    Raises: TextError: there are none, or too many.
-    """
-    if start is not None:
-        ids: list[int] = tokenizer.encode(start, add_special_tokens=False, split_special_tokens=True)
-        if not 0 < len(ids) <= most:
-            raise TextError(f"start={start!r} is {len(ids)} tokens.", remedy=f"Use 1 to {most} tokens.")
-        return ids
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise TextError(
-            "The tokenizer has neither a BOS nor an EOS token.", remedy="Set tokenizer.bos_token."
-        )
-    return [first]
 
 
 def _nats(model: Any, ids: list[int], given: int, window: int, stride: int, head_rows: int) -> float:
