@@ -217,9 +217,10 @@ def main() -> int:
     if options.save:
         os.environ["LAB_RESULTS_DIR"] = str(committed_results_dir())
         tables = {"zh_model": bits, "zh_speed": speed, "zh_continuations": continued, "zh_answers": answers}
+        scored = {"start": START, "characters": options.characters}
         for name, rows in tables.items():
             if rows:
-                results.save(name, rows, seed=0, start=START, characters=options.characters)
+                results.save(name, rows, seed=0, **(scored if rows is bits else {}))
         draw(bits)
     return 0
 

@@ -64,6 +64,16 @@ def build(
     notebook.metadata[OURS] = {"profile": profile, "source_sha256": source_hash(chapter.source)}
     row = records.as_row(chapter.number, profile, run)
     fill_card(notebook, ChapterCard(chapter.number, row))
+    write_notebook(chapter, notebook)
+    records.store(results, row)
+    return run
+
+
+def write_notebook(chapter: Chapter, notebook: Any) -> str:
+    """Write the notebook that is committed, and return its text.
+
+    Raises: CourseError: it is too large, or holds what must not be committed; nothing is written then.
+    """
     text = serialize(notebook)
     found = clean.faults(notebook, size=len(text.encode("utf-8")))
     if found:
@@ -75,8 +85,7 @@ def build(
         )
     with atomic_file(chapter.notebook) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-    records.store(results, row)
-    return run
+    return text
 
 
 def fill_card(notebook: Any, card: ChapterCard) -> None:

@@ -42,7 +42,7 @@ def drift(source: Path, notebook: Path) -> list[str]:
     if not notebook.is_file():
         return [f"{notebook.name} is missing: {_REBUILD}"]
     wanted, found = read_source(source), read_notebook(notebook)
-    differences = _cell_differences(wanted.cells, found.cells)
+    differences = cell_differences(wanted.cells, found.cells)
     ours = found.metadata.get(OURS, {})
     if ours.get("source_sha256") != source_hash(source) and not differences:
         differences.append("the source has changed since (in a comment, or a solution)")
@@ -56,7 +56,9 @@ def drift(source: Path, notebook: Path) -> list[str]:
     return differences
 
 
-def _cell_differences(wanted: list[Any], found: list[Any]) -> list[str]:
+def cell_differences(wanted: list[Any], found: list[Any]) -> list[str]:
+    """How cells differ in kind, text or tags, in words."""
+
     def identity(cell: Any) -> tuple[str, str, tuple[str, ...]]:
         return cell.cell_type, cell.source, tuple(cell_tags(cell))
 

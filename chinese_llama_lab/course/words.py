@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from chinese_llama_lab.course import clean
-from chinese_llama_lab.course.build import OURS, serialize
-from chinese_llama_lab.course.chapters import Chapter, cell_tags, read_source, source_hash
-from chinese_llama_lab.course.drift import read_notebook
+from chinese_llama_lab.course.build import OURS, write_notebook
+from chinese_llama_lab.course.chapters import Chapter, read_source, source_hash
+from chinese_llama_lab.course.drift import cell_differences, read_notebook
 from chinese_llama_lab.errors import CourseError
-from chinese_llama_lab.paths import atomic_file
 
 
 def take_words(chapter: Chapter) -> bool:
@@ -21,30 +17,17 @@ def take_words(chapter: Chapter) -> bool:
         what must not be committed.
     """
     source, notebook = read_source(chapter.source), read_notebook(chapter.notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    wanted = [cell for cell in source.cells if cell.cell_type == "code"]
-    if [_identity(cell) for cell in wanted] != [_identity(cell) for cell in code]:
+    before = chapter.notebook.read_text(encoding="utf-8")
+    executed, wanted = (
+        [cell for cell in cells if cell.cell_type == "code"] for cells in (notebook.cells, source.cells)
+    )
+    if cell_differences(wanted, executed):
         raise CourseError(
             f"the code of {chapter.name} has changed, not its words alone",
             where=str(chapter.source),
             remedy=f"build it: chinese-llama-lab notebooks {chapter.number}",
         )
-    before = serialize(notebook)
-    executed = iter(code)
-    notebook.cells = [next(executed) if cell.cell_type == "code" else cell for cell in source.cells]
+    outputs = iter(executed)
+    notebook.cells = [next(outputs) if cell.cell_type == "code" else cell for cell in source.cells]
     notebook.metadata[OURS]["source_sha256"] = source_hash(chapter.source)
-    text = serialize(notebook)
-    found = clean.faults(notebook, size=len(text.encode("utf-8")))
-    if found:
-        raise CourseError(
-            f"the notebook must not be committed: {found[0]}",
-            where=str(chapter.source),
-            remedy="change the source; the committed notebook is as it was",
-        )
-    with atomic_file(chapter.notebook) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-    return text != before
-
-
-def _identity(cell: Any) -> tuple[str, list[str]]:
-    return cell.source, sorted(cell_tags(cell))
+    return write_notebook(chapter, notebook) != before

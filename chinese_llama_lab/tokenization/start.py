@@ -7,7 +7,7 @@ from typing import Any
 from chinese_llama_lab.errors import TextError
 
 
-def ids_before(tokenizer: Any, start: str | None, most: int) -> list[int]:
+def ids_before(tokenizer: Any, start: str | None = None, most: int = 1) -> list[int]:
     """Ids that stand before each text: of `start`, at most `most` of them, or BOS, or EOS.
 
     Raises: TextError: there are none, or too many.

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from chinese_llama_lab.training.lora import come_last
+
 
 class Block(NamedTuple):
     """Rows of a head's matrix, (pieces, width), and the parameter that they train, if any."""
@@ -53,7 +55,7 @@ def _with_new_rows(layer: Any) -> list[Block] | None:
         return None
     matrix = whole[0].weight
     delta, indices = layer.trainable_tokens_delta[active[0]], layer.token_indices[active[0]]
-    if not len(indices) or list(indices) != list(range(indices[0], len(matrix))):
+    if not come_last(indices, len(matrix)):
         return None
     new = Block(delta.detach().to(matrix.dtype), delta if delta.requires_grad else None)
     return [Block(matrix[: indices[0]], None), new]

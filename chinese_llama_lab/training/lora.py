@@ -211,6 +211,11 @@ def lean_rows(model: Any) -> None:
             module.forward_adapters = MethodType(_lean_forward, module)
 
 
+def come_last(indices: Sequence[int], rows: int) -> bool:
+    """Whether these are the last rows of a matrix, in order."""
+    return bool(indices) and list(indices) == list(range(indices[0], rows))
+
+
 def _lean_forward(
     self: Any, x: torch.Tensor, active: Iterable[str], *args: Any, **kwargs: Any
 ) -> torch.Tensor:
@@ -231,6 +236,6 @@ def _lean_forward(
         return torch.where((row >= 0)[..., None], new, functional.embedding(x, weight))
     logits = functional.linear(x, weight)
     new = functional.linear(x, delta.to(weight.dtype)).to(logits.dtype)
-    if indices == list(range(indices[0], weight.shape[0])):  # the usual case: the new tokens come last
+    if come_last(indices, weight.shape[0]):  # the usual case of new tokens
         return torch.cat((logits[..., : indices[0]], new), dim=-1)
     return logits.index_copy(-1, place, new)

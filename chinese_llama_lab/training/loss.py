@@ -138,15 +138,16 @@ def _summed(head: Any, hidden: torch.Tensor, labels: _Tokens | _Taught, rows: in
         # A head that FSDP2 shards on its own gathers its parameters when it is called: it is called once, and
         # autograd must see it.
         return labels.loss(slice(None), head(hidden).float())
-    # Probabilities near 1/50,000 would vanish in float16's gradients: scale them meanwhile.
-    passes = passes_of(head, 1024.0 if torch.float16 in (hidden.dtype, head_dtype(head)) else 1.0)
-    if torch.is_grad_enabled() and (hidden.requires_grad or passes.parameters):
-        value: torch.Tensor = _SummedLoss.apply(hidden, labels, passes, rows, *passes.parameters)
-        return value
+    if torch.is_grad_enabled():
+        # Probabilities near 1/50,000 would vanish in float16's gradients: scale them meanwhile.
+        passes = passes_of(head, 1024.0 if torch.float16 in (hidden.dtype, head_dtype(head)) else 1.0)
+        if hidden.requires_grad or passes.parameters:
+            value: torch.Tensor = _SummedLoss.apply(hidden, labels, passes, rows, *passes.parameters)
+            return value
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for at in range(0, len(hidden), rows):
         piece = slice(at, at + rows)
-        total += labels.loss(piece, passes.logits(hidden[piece]))
+        total += labels.loss(piece, head(hidden[piece]).float())
     return total
 
 

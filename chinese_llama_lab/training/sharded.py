@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from chinese_llama_lab.tokenization.start import ids_before
 from chinese_llama_lab.training.instructions import IGNORED
 from chinese_llama_lab.training.metrics import BitsPerCharacter, windows
 
@@ -20,7 +21,7 @@ def bits_through_forward(
     model: Any, tokenizer: Any, texts: Iterable[str], *, window: int
 ) -> BitsPerCharacter:
     """The same number as `bits_per_character(…, window=window)`, under `lean_loss`."""
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    before = ids_before(tokenizer)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -31,7 +32,7 @@ def bits_through_forward(
                 ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
                 characters += len(text)
                 tokens += len(ids)
-                ids = [first, *ids]
+                ids = [*before, *ids]
                 for begin, scored, end in windows(len(ids), window, window // 2):
                     block = torch.tensor([ids[begin:end]], device=device)
                     labels = block.clone()
