@@ -45,6 +45,7 @@ PARTS = {
         "LoRA and new rows, random start": "LoRA and new rows, random start",
         "course's recipe": "LoRA and new rows, rows from their parts: the recipe",
         "course's recipe, twice the text": "the recipe, twice the text",
+        "course's recipe, four times the text": "the recipe, four times the text",
     },
     "README.zh.md": {
         "SmolLM2 as it came": "原始 SmolLM2",
@@ -55,6 +56,7 @@ PARTS = {
         "LoRA and new rows, random start": "LoRA 加新行，新行随机初始化",
         "course's recipe": "LoRA 加新行，新行取平均：完整配方",
         "course's recipe, twice the text": "完整配方，文本加倍",
+        "course's recipe, four times the text": "完整配方，四倍文本",
     },
 }
 

@@ -1,6 +1,7 @@
 """One more stage of `smollm2-zh`: continued pre-training from the adapter that is shipped.
 
-    python benchmarks/zh_stage.py --steps N [--rate R] [--share S] [--processes P] [--folder DIR] [--print]
+    python benchmarks/zh_stage.py --steps N [--rate R] [--share S] [--target text|base] [--processes P]
+                                  [--folder DIR] [--print]
 
 Makes what it needs first: the longer tokenizer, the extended base (the two commands of the model card), and
 two files of held-out text; then runs, or with --print only shows, the `pretrain` command. Stopped (Ctrl-C or
@@ -61,6 +62,7 @@ def command(folder: Path, stage: int, options: argparse.Namespace) -> list[str]:
         "rank": 16,
         "alpha": 32,
         "replay_share": options.share,
+        "replay_target": f'"{options.target}"',
         "bos": "true",
         "schedule": '"linear"',
         "learning_rate": options.rate,
@@ -93,6 +95,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--rate", type=float, default=7e-4, help="learning rate (default: 7e-4)")
     parser.add_argument("--share", type=float, default=0.2, help="of English (default: 0.2)")
+    parser.add_argument(
+        "--target", choices=("text", "base"), default="text", help="of the English (default: text)"
+    )
     parser.add_argument("--processes", type=int, default=1, help="each of 1,024 tokens a step")
     parser.add_argument("--folder", type=Path, default=Path("build/zh"), help="default: build/zh")
     parser.add_argument("--print", action="store_true", help="only show the command")
