@@ -109,7 +109,11 @@ class Follow(TrainerCallback):
         self._mark = (seconds, self.tokens)
 
     def _evaluate(self, step: int) -> None:
-        """Bits per character of the held-out texts; every process computes the same."""
+        """Bits per character of the held-out texts; every process computes the same.
+
+        They stand behind BOS where the recipe puts it before documents, else behind the end of a line: a
+        model that never read BOS before text should not be asked to.
+        """
         texts = {name: held for name, held in self._held_out.items() if held}
         if not texts:
             return
@@ -118,12 +122,13 @@ class Follow(TrainerCallback):
         causal = self._trainer.accelerator.unwrap_model(model).get_base_model()
         limit = getattr(causal.config, "max_position_embeddings", None) or 512
         window = min(512, limit)
+        start = None if self._recipe.bos else "\n"
         row: dict[str, Any] = {"step": step}
         for name, held in texts.items():
             if self._trainer.is_fsdp_enabled:
-                scored = bits_through_forward(model, self._tokenizer, held, window=window)
+                scored = bits_through_forward(model, self._tokenizer, held, window=window, start=start)
             else:
-                scored = bits_per_character(causal, self._tokenizer, held, window=window)
+                scored = bits_per_character(causal, self._tokenizer, held, window=window, start=start)
             row[f"{name}_bits"] = round(scored.bits_per_character, 5)
         self._log.add(row)
         self._meter.pause(time.perf_counter() - started)

@@ -18,10 +18,10 @@ from chinese_llama_lab.training.metrics import BitsPerCharacter, windows
 
 
 def bits_through_forward(
-    model: Any, tokenizer: Any, texts: Iterable[str], *, window: int
+    model: Any, tokenizer: Any, texts: Iterable[str], *, window: int, start: str | None = None
 ) -> BitsPerCharacter:
-    """The same number as `bits_per_character(…, window=window)`, under `lean_loss`."""
-    before = ids_before(tokenizer)
+    """The same number as `bits_per_character(…, window=window, start=start)`, under `lean_loss`."""
+    before = ids_before(tokenizer, start, window // 2)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -33,7 +33,7 @@ def bits_through_forward(
                 characters += len(text)
                 tokens += len(ids)
                 ids = [*before, *ids]
-                for begin, scored, end in windows(len(ids), window, window // 2):
+                for begin, scored, end in windows(len(ids), window, window // 2, len(before)):
                     block = torch.tensor([ids[begin:end]], device=device)
                     labels = block.clone()
                     labels[:, : scored - begin] = IGNORED

@@ -144,12 +144,18 @@ def position_weights(n):
 # tokenizer can change:
 #
 # $$\text{bits per character} = \frac{1}{\text{characters}} \sum_{t} -\log_2 p(t \mid \text{before } t)$$
+#
+# The first token needs something before it too. For LLaMA that is BOS. The BOS of SmolLM2-Instruct
+# opens a turn of a conversation, and a text behind it surprises the model for no fault of its own;
+# so here each text stands behind the end of a line.
 
 
 # %%
-def bits_by_hand(model, tokenizer, text):
-    """Bits per character of one short text."""
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+def bits_by_hand(model, tokenizer, text, start):
+    """Bits per character of one short text behind one token."""
+    before, ids = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (start, text))
+    assert len(before) == 1
+    ids = torch.tensor([before + ids])
     with torch.inference_mode():
         log_p = model(ids).logits[0, :-1].log_softmax(dim=-1)
     nats = -log_p.gather(1, ids[0, 1:, None]).sum()
@@ -157,9 +163,10 @@ def bits_by_hand(model, tokenizer, text):
 
 
 example = "今天天气很好，我们去公园散步。"
-package = bits_per_character(model, tokenizer, [example])
-assert abs(bits_by_hand(model, tokenizer, example) - package.bits_per_character) < 1e-3
+package = bits_per_character(model, tokenizer, [example], start="\n")
+assert abs(bits_by_hand(model, tokenizer, example, "\n") - package.bits_per_character) < 1e-3
 print(f"{package.bits_per_character:.2f} bits per character, perplexity {package.perplexity:.1f} per token")
+print(f"{bits_by_hand(model, tokenizer, example, tokenizer.bos_token):.2f} bits per character behind BOS")
 
 # %% [markdown]
 # ## 4. The measurement
@@ -190,7 +197,7 @@ texts = {
 dictionary = {word: entries[0] for word, entries in glosses().items()}
 rows, norms = [], {}
 for language, sample in texts.items():
-    value = bits_per_character(model, tokenizer, sample).bits_per_character
+    value = bits_per_character(model, tokenizer, sample, start="\n").bits_per_character
     rows.append(
         {
             "new tokens": 0,
@@ -206,13 +213,13 @@ for result, strategy in tqdm(trials):
     trial = copy.deepcopy(model)
     extend_embeddings(trial, tokenizer, result.tokenizer, strategy, seed=0, glosses=dictionary)
     for language, sample in texts.items():
-        value = bits_per_character(trial, result.tokenizer, sample).bits_per_character
+        scored = bits_per_character(trial, result.tokenizer, sample, start="\n")
         rows.append(
             {
                 "new tokens": len(result),
                 "strategy": strategy,
                 "language": language,
-                "bits per character": round(value, 4),
+                "bits per character": round(scored.bits_per_character, 4),
             }
         )
     norms[len(result), strategy] = row_norms(trial)[len(rows_before) :]
@@ -374,8 +381,9 @@ for name, head in (("both from subtokens", "subtoken-mean"), ("head from the mea
         with torch.no_grad():
             trial.lm_head.weight[len(rows_before) :] = rows_before.mean(dim=0)
     trials[name] = {
-        language: round(bits_per_character(trial, few.tokenizer, sample).bits_per_character, 3)
+        language: round(scored.bits_per_character, 3)
         for language, sample in texts.items()
+        for scored in [bits_per_character(trial, few.tokenizer, sample, start="\n")]
     }
 tied = {
     r["language"]: r["bits per character"]

@@ -149,7 +149,8 @@ with torch.no_grad():
     for rank in [0, *ranks]:
         for matrix, before, (u, s, v) in zip(matrices, start, decomposed, strict=True):
             matrix.copy_(before + u[:, :rank] @ torch.diag(s[:rank]) @ v[:rank])
-        kept[rank] = bits_per_character(model, tokenizer, held_out["zh"]).bits_per_character
+        scored = bits_per_character(model, tokenizer, held_out["zh"], start="\n")
+        kept[rank] = scored.bits_per_character
 full = kept[0] - kept[ranks[-1]]
 rows = [
     {

@@ -197,7 +197,7 @@ merge_adapters(smollm2, [first.adapter], folder / "merged-bf16", dtype="bfloat16
 
 def bits(model):
     """Bits per character of held-out Chinese."""
-    return bits_per_character(model, tokenizer, held_out).bits_per_character
+    return bits_per_character(model, tokenizer, held_out, start="\n").bits_per_character
 
 
 rounded, _ = load_base(str(folder / "merged-bf16"), dtype="float32")

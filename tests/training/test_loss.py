@@ -111,10 +111,11 @@ def test_no_label_at_all_costs_nothing(model):
     assert float(loss.detach()) == 0.0
 
 
-def test_bits_through_the_forward_are_bits_per_character(model, tokenizer):
+@pytest.mark.parametrize("start", [None, "\n", "中国"])
+def test_bits_through_the_forward_are_bits_per_character(model, tokenizer, start):
     texts = ["中国的首都是北京。" * 3, "", "ab"]
-    expected = bits_per_character(model, tokenizer, texts, window=16)
+    expected = bits_per_character(model, tokenizer, texts, window=16, start=start)
     with lean_loss(model):
-        got = bits_through_forward(model, tokenizer, texts, window=16)
+        got = bits_through_forward(model, tokenizer, texts, window=16, start=start)
     assert got.bits_per_character == pytest.approx(expected.bits_per_character, rel=1e-6)
     assert (got.tokens, got.characters) == (expected.tokens, expected.characters)

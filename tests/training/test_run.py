@@ -93,8 +93,20 @@ def test_what_is_reported(straight):
     assert len({tuple(row) for row in straight.table()}) == 1
     assert "tail of" in straight.data and "bits per character" in repr(straight)
     assert not list(straight.out.rglob("training_args.bin"))
-    scored = bits_per_character(straight.model.get_base_model(), make_tokenizer(5), CHINESE, window=256)
-    assert scored.bits_per_character == pytest.approx(after, abs=1e-4)
+
+
+@pytest.mark.parametrize(("bos", "start"), [(False, "\n"), (True, None)])
+def test_held_out_text_stands_behind_what_documents_stood_behind(straight, tmp_path, bos, start):
+    short = RECIPE.replace(bos=True, steps=2)
+    report = run(tmp_path / "run", short, held_out={"zh": CHINESE}) if bos else straight
+    (_, logged) = report.evaluations("zh_bits")[-1]
+    model = report.model.get_base_model()
+    scored, other = (
+        bits_per_character(model, make_tokenizer(5), CHINESE, window=256, start=before).bits_per_character
+        for before in (start, "x")
+    )
+    assert scored == pytest.approx(logged, abs=1e-4)
+    assert other != pytest.approx(logged, abs=1e-4)
 
 
 def test_the_adapter_can_be_loaded(straight):
