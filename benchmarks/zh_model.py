@@ -73,11 +73,11 @@ ASKED = (
 )
 
 
-def held_out(name: str, characters: int) -> list[list[str]]:
-    """Pieces of held-out documents, by document: the first piece of each, then the second, until enough."""
+def pieces_of(name: str, characters: int, part: str = "held-out") -> list[list[str]]:
+    """Pieces of a text's documents, by document: the first piece of each, then the second, until enough."""
     from chinese_llama_lab.sources.corpora import load_corpus
 
-    documents = [d.text for d in load_corpus(name).chinese_punctuation().split("held-out").sample(1000)]
+    documents = [d.text for d in load_corpus(name).chinese_punctuation().split(part).sample(1000)]
     chosen: list[list[str]] = [[] for _ in documents]
     total = 0
     for at in range(0, max(map(len, documents)), LONGEST):
@@ -199,7 +199,7 @@ def main() -> int:
     quiet_libraries()
     from chinese_llama_lab.sources.models import load_base
 
-    texts = {name: held_out(name, options.characters) for name in TEXTS}
+    texts = {name: pieces_of(name, options.characters) for name in TEXTS}
     bits, speed, continued, answers = [], [], [], []
     base: dict[str, Any] = {}
     for name, place in (("smollm2", "smollm2"), ("smollm2-zh", options.model)):
