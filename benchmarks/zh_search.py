@@ -21,6 +21,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zh_model import START
+
 WHOLE = "course's recipe"
 # Changed settings: of the recipe, or `new_tokens` (how many), `start` (of their rows) and `times` (the text).
 SEARCH: dict[str, dict[str, Any]] = {
@@ -53,7 +55,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "course's recipe, twice the text": {"times": 2},
     "course's recipe, four times the text": {"times": 4},
 }
-BEHIND = "\n"  # what every scored text stands behind
 SHIPPED: dict[str, Any] = {"new_tokens": 5000, "start": "subtoken-mean", "times": 1, "replay_share": 0.12}
 KEPT = (
     *("rank", "learning_rate", "lora_plus_ratio", "new_rows_ratio", "adam_beta2"),
@@ -103,7 +104,7 @@ def run(name: str, changed: dict[str, Any], steps: int, data: dict[str, Any], ru
         resume = (out / "run.json").is_file()
         report = pretrain(model, words, data["train"], recipe, out, replay=data["replay"], resume=resume)
         model = report.model
-    scored = {part: bits_per_character(model, words, data[part], start=BEHIND) for part in ("zh", "en")}
+    scored = {part: bits_per_character(model, words, data[part], start=START) for part in ("zh", "en")}
     return {
         "run": name,
         "new_tokens": tokens,
@@ -125,7 +126,7 @@ def finished(table: str, steps: int) -> dict[str, dict[str, Any]]:
     path = committed_results_dir() / f"{table}.csv"
     if path.is_file():
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if (about["steps"], about.get("behind")) == (steps, BEHIND):
+        if (about["steps"], about.get("start")) == (steps, START):
             return {row["run"]: row for row in read_table(path).rows}
     return {}
 
@@ -163,9 +164,7 @@ def main() -> int:
             print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if options.save and rows:
             os.environ["LAB_RESULTS_DIR"] = str(committed_results_dir())
-            results.save(
-                table, rows, seed=0, model="SmolLM2-135M-Instruct", steps=options.steps, behind=BEHIND
-            )
+            results.save(table, rows, seed=0, model="SmolLM2-135M-Instruct", steps=options.steps, start=START)
     return 0
 
 

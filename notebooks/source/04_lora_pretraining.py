@@ -442,8 +442,8 @@ plt.show()
 # Two things pull against each other. New tokens begin with a handicap, because their rows are
 # guesses; but every step then reads more Chinese. The shorter the run, the more the handicap
 # counts. When does it pay? Longer runs, at a constant rate, were made for this repository by
-# `benchmarks/new_tokens.py`. Their figures stand behind BOS, which neither model had read before
-# text, and so lie higher than those above:
+# `benchmarks/new_tokens.py`. Their text is another and stands behind BOS, which neither model had
+# read before text: compare their figures with each other, not with those above.
 
 # %%
 long_runs = results.load("bench_new_tokens").rows
