@@ -5,11 +5,11 @@
 
 NAME is `smollm2-zh` or `smollm2-zh-instruct`; the runs are the stages of its training in order, each started
 from the one before, with the names of what they read. What is shipped is the adapter of the last (or
---adapter, one of its checkpoints), in bfloat16; the tokenizer, where the model has new tokens; `run.json` of
-the last stage; `stages.json`, what each stage read, its recipe and how far it went; all logs as one; and
-`check.json`, the bits per character that the model must have again when it is rebuilt. The model card is
-written by hand. With --go-on the stages and the log that are shipped come first, and the tokenizer stays: the
-first of the runs was started from the adapter that is shipped.
+--adapter, one of its checkpoints or a mean of `zh_average.py`), in bfloat16; the tokenizer, where the model
+has new tokens; `run.json` of the last stage; `stages.json`, what each stage read, its recipe and how far it
+went; all logs as one; and `check.json`, the bits per character that the model must have again when it is
+rebuilt. The model card is written by hand. With --go-on the stages and the log that are shipped come first,
+and the tokenizer stays: the first of the runs was started from the adapter that is shipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from chinese_llama_lab.paths import atomic_folder, data_dir, write_json
 from chinese_llama_lab.shipped import SHIPPED
 from chinese_llama_lab.training.checkpoints import checkpoint_step, checkpoints
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, SCALES = "adapter_model.safetensors", "scales.json"
 BY_HAND = ("README.md",)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CHECKED: dict[str, Any] = {"corpus": "peoples-daily", "documents": 40, "cut": 400}
@@ -69,6 +69,8 @@ def write(
     config["base_model_name_or_path"] = SHIPPED[name]
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(runs[-1] / "run.json", folder / "run.json")
+    if (adapter / SCALES).is_file():  # what `zh_average.py` multiplied the blocks with
+        shutil.copyfile(adapter / SCALES, folder / SCALES)
     steps = [last_step(run) for run in runs[:-1]]
     number = adapter.name.removeprefix("step-")
     steps.append(int(number) if number.isdigit() else last_step(runs[-1]))

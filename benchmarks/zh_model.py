@@ -33,7 +33,8 @@ TEXTS = {
     "c4-en": ("web text", "en", True),
     "wikipedia-en": ("encyclopedia", "en", True),
 }
-LONGEST = 700  # characters of a piece of a document
+CHARACTERS = 10_000  # of each text
+LONGEST = 700  # of a piece of a document
 # SmolLM2-Instruct's BOS opens a turn of a conversation. The shipped model was trained with it before texts,
 # SmolLM2 never was, and pays up to four bits a character more on short texts behind it than behind this.
 START = "\n"
@@ -192,7 +193,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-zh")
     parser.add_argument("--instruct", default="smollm2-zh-instruct", help="or `none`")
-    parser.add_argument("--characters", type=int, default=10_000, help="of each text (default: 10000)")
+    parser.add_argument("--characters", type=int, default=CHARACTERS, help="of each text (default: 10000)")
     parser.add_argument("--bits", action="store_true", help="bits per character alone")
     parser.add_argument("--save", action="store_true", help="write results/zh_*.csv")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """One more stage of `smollm2-zh`: continued pre-training from the adapter that is shipped.
 
     python benchmarks/zh_stage.py --steps N [--rate R] [--share S] [--target text|base] [--processes P]
-                                  [--folder DIR] [--print]
+                                  [--start-from ADAPTER] [--stage N] [--folder DIR] [--print]
 
 Makes what it needs first: the longer tokenizer, the extended base (the two commands of the model card), and
 two files of held-out text; then runs, or with --print only shows, the `pretrain` command. Stopped (Ctrl-C or
@@ -75,7 +75,8 @@ def command(folder: Path, stage: int, options: argparse.Namespace) -> list[str]:
     }
     out = folder / f"stage-{stage}"
     return lab(
-        *("pretrain", "--model", str(folder / "base5000"), "--start-from", str(SHIPPED), "--out", str(out)),
+        *("pretrain", "--model", str(folder / "base5000")),
+        *("--start-from", str(options.start_from), "--out", str(out)),
         *(part for name in CORPORA for part in ("--corpus", name)),
         *(part for name in REPLAY for part in ("--replay-corpus", name)),
         *(
@@ -99,11 +100,13 @@ def main() -> int:
         "--target", choices=("text", "base"), default="text", help="of the English (default: text)"
     )
     parser.add_argument("--processes", type=int, default=1, help="each of 1,024 tokens a step")
+    parser.add_argument("--start-from", type=Path, default=SHIPPED, help="default: the shipped adapter")
+    parser.add_argument("--stage", type=int, help="its number and seed (default: the next)")
     parser.add_argument("--folder", type=Path, default=Path("build/zh"), help="default: build/zh")
     parser.add_argument("--print", action="store_true", help="only show the command")
     options = parser.parse_args()
     stages = json.loads((SHIPPED / "stages.json").read_text(encoding="utf-8"))
-    line = command(options.folder, len(stages) + 1, options)
+    line = command(options.folder, options.stage or len(stages) + 1, options)
     print(shlex.join(line), flush=True)
     if options.print:
         return 0
