@@ -333,8 +333,8 @@ plt.show()
 
 # %% [markdown]
 # *Alternative text:* groups of four bars, one group for each model, one bar for each template it
-# was asked in. The models tuned with the chat template are cheapest there; the one tuned with v1 is
-# cheapest in v1 and in Stanford's, which is v1 but for the last character.
+# was asked in. In the chat template the model tuned with it and a masked prompt is cheapest; in v1 and in
+# Stanford's, which is v1 but for the last character, the one tuned with v1 is.
 #
 # **Masking.** Compare the two chat models in their own template. The unmasked one spends a share of
 # its learning on questions; here are both, and the loss that each reports. The losses cannot be
