@@ -1,4 +1,4 @@
-"""`benchmarks/zh_fit_scales.py`: the text that scales are fitted on is none that is reported."""
+"""`benchmarks/zh_fit_scales.py` and `zh_candidates.py`: they score text that no table reports."""
 
 from __future__ import annotations
 
@@ -29,3 +29,11 @@ def test_the_shipped_scales_are_one_for_each_block():
     scales = json.loads((data_dir() / "adapters/smollm2-zh/scales.json").read_text(encoding="utf-8"))
     assert set(scales) == {f"{layer}.{block}" for layer in range(30) for block in ("self_attn", "mlp")}
     assert all(0 < scale < 2 for scale in scales.values())
+
+
+def test_candidates_are_told_when_a_folder_holds_no_adapter(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    candidates = importlib.import_module("zh_candidates")
+    monkeypatch.setattr("sys.argv", ["zh_candidates.py", f"mean={tmp_path}"])
+    with pytest.raises(SystemExit, match=f"mean: {tmp_path} holds no adapter; give NAME=FOLDER"):
+        candidates.main()
